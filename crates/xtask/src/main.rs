@@ -1,1 +1,59 @@
-fn main() {}
+//! The repository's own commands: `cargo xtask up | build | test`.
+//!
+//! It depends on none of the product's crates, so that it is there within seconds on a fresh machine.
+
+mod build;
+mod test;
+mod tools;
+mod up;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "The repository's own commands")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Build what users get and start a node with it
+    #[command(disable_help_flag = true)]
+    Up {
+        /// Handed to `omx up` as they are, `--help` too
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Build what users get and say where it is
+    Build,
+    /// Run every check: format, lints, documentation, tests
+    Test,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error}");
+            for cause in error.chain().skip(1) {
+                eprintln!("  cause: {cause}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Up { arguments } => up::run(&arguments),
+        Command::Build => {
+            println!("{}", build::user_binary()?.display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Test => test::run(),
+    }
+}
