@@ -18,20 +18,18 @@ pub(crate) fn append<T: Serialize + ?Sized>(bytes: &mut Vec<u8>, value: &T) -> R
 /// and that budget is a constant of its type. Hence steps: the smallest that the input could honestly need. An integer
 /// is charged at its size in memory, at most sixteen times its size on the wire.
 pub(crate) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
-    const KIB: usize = 1 << 10;
-    const MIB: usize = 1 << 20;
     match bytes.len().saturating_mul(16) {
-        0..=KIB => read_within::<T, KIB>(bytes),
-        ..=0x1000 => read_within::<T, 0x1000>(bytes),
-        ..=0x4000 => read_within::<T, 0x4000>(bytes),
-        ..=0x1_0000 => read_within::<T, 0x1_0000>(bytes),
-        ..=0x4_0000 => read_within::<T, 0x4_0000>(bytes),
-        ..=MIB => read_within::<T, MIB>(bytes),
-        ..=0x40_0000 => read_within::<T, 0x40_0000>(bytes),
-        ..=0x100_0000 => read_within::<T, 0x100_0000>(bytes),
-        ..=0x400_0000 => read_within::<T, 0x400_0000>(bytes),
-        ..=0x1000_0000 => read_within::<T, 0x1000_0000>(bytes),
-        ..=0x4000_0000 => read_within::<T, 0x4000_0000>(bytes),
+        0..=0x400 => read_within::<T, 0x400>(bytes),
+        0x401..=0x1000 => read_within::<T, 0x1000>(bytes),
+        0x1001..=0x4000 => read_within::<T, 0x4000>(bytes),
+        0x4001..=0x1_0000 => read_within::<T, 0x1_0000>(bytes),
+        0x1_0001..=0x4_0000 => read_within::<T, 0x4_0000>(bytes),
+        0x4_0001..=0x10_0000 => read_within::<T, 0x10_0000>(bytes),
+        0x10_0001..=0x40_0000 => read_within::<T, 0x40_0000>(bytes),
+        0x40_0001..=0x100_0000 => read_within::<T, 0x100_0000>(bytes),
+        0x100_0001..=0x400_0000 => read_within::<T, 0x400_0000>(bytes),
+        0x400_0001..=0x1000_0000 => read_within::<T, 0x1000_0000>(bytes),
+        0x1000_0001..=0x4000_0000 => read_within::<T, 0x4000_0000>(bytes),
         _ => Err(Error::TooLong { len: bytes.len(), limit: INPUT_MAX }),
     }
 }
