@@ -1,0 +1,64 @@
+//! What the store asks of the operating system beyond plain reads and writes. Tests put themselves in between to count
+//! syncs, to fail them, to run out of space, and to take images of what a power cut would leave.
+
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+};
+
+pub(crate) trait Disk: Send + Sync {
+    /// Returns once everything written to `file` so far will survive a power cut.
+    fn sync(&self, file: &File, path: &Path) -> io::Result<()>;
+
+    /// Bytes this process may still use on the file system of `dir`.
+    fn free(&self, dir: &Path) -> io::Result<u64>;
+
+    /// Records up to this index have been handed to the file system; the next sync has to cover them.
+    fn wrote(&self, last: u64) {
+        let _ = last;
+    }
+}
+
+pub(crate) struct Os;
+
+impl Disk for Os {
+    fn sync(&self, file: &File, _path: &Path) -> io::Result<()> {
+        file.sync_data()
+    }
+
+    fn free(&self, dir: &Path) -> io::Result<u64> {
+        fs4::available_space(dir)
+    }
+}
+
+/// Makes the names in `dir` durable. Only Unix can open a folder for that; elsewhere the file system's own journal has
+/// to do.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+    if cfg!(unix) {
+        File::open(dir)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Writes a whole file so that after a power cut it is there in full or not at all.
+pub(crate) fn write_atomically(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
+    let temporary = temporary(path);
+    let mut file = File::create(&temporary)?;
+    for part in parts {
+        io::Write::write_all(&mut file, part)?;
+    }
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    sync_dir(path.parent().expect("a file stands in a folder"))
+}
+
+/// Where a file is written before it takes its name.
+pub(crate) const TEMPORARY: &str = "tmp";
+
+fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(TEMPORARY);
+    name.into()
+}

@@ -1,0 +1,116 @@
+//! The store's folder: what lies in it, how it comes to be, and which release may open it.
+//!
+//! Made in this order, each step durable before the next: the mark file, blank; the format file; sled's files; the first
+//! mark. So a blank mark says that the store was never used, and a power cut while it is made leaves nothing to mourn.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::{
+    Error,
+    disk::{Disk, Os, sync_dir, write_atomically},
+    kv::sled::SledLog,
+    mark::{Found, MarkFile, Marks},
+};
+
+/// Raised when an older release could no longer make sense of the folder.
+const FORMAT: u32 = 1;
+const FORMAT_PREFIX: &str = "omx store ";
+
+pub(crate) struct Folder {
+    dir: PathBuf,
+}
+
+impl Folder {
+    /// Makes the folder if it is new. Touches nothing in one of a newer format.
+    pub(crate) fn prepare(dir: &Path) -> Result<Folder, Error> {
+        let folder = Folder { dir: dir.into() };
+        match fs::read_to_string(folder.format()) {
+            Ok(text) => folder.check_format(&text)?,
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => folder.create()?,
+            Err(cause) if cause.kind() == io::ErrorKind::InvalidData => {
+                return Err(Error::damaged(&folder.format(), "it is not text"));
+            }
+            Err(cause) => return Err(Error::io("read", &folder.format(), cause)),
+        }
+        Ok(folder)
+    }
+
+    /// Opens log and mark. sled's files from an unfinished making are put aside, once it is plain that they are that.
+    pub(crate) fn open(&self, disk: &Arc<dyn Disk>) -> Result<(SledLog, MarkFile), Error> {
+        let mut mark = MarkFile::open(&self.mark(), disk.clone())?;
+        // Judged before sled is let near the folder, since opening writes to it.
+        match mark.read()? {
+            Found::Missing => return Err(Error::damaged(&self.mark(), "it is missing")),
+            Found::Unreadable => return Err(Error::damaged(&self.mark(), "none of its slots can be read")),
+            Found::Mark(_) if !self.sled().join("db").exists() => {
+                return Err(Error::damaged(&self.sled(), "the log is missing beside its mark"));
+            }
+            Found::Mark(_) | Found::Blank => {}
+        }
+        match SledLog::open(&self.sled(), disk.clone()) {
+            Err(Error::Damaged { .. }) if matches!(mark.read()?, Found::Blank) => {
+                let aside = self.dir.join("unfinished");
+                let set_aside = || {
+                    remove_dir(&aside)?;
+                    fs::rename(self.sled(), &aside)?;
+                    sync_dir(&self.dir)
+                };
+                set_aside().map_err(|cause| Error::io("put aside", &self.sled(), cause))?;
+                Ok((SledLog::open(&self.sled(), disk.clone())?, mark))
+            }
+            opened => {
+                let log = opened?;
+                sync_dir(&self.dir).map_err(|cause| Error::io("sync", &self.dir, cause))?;
+                Ok((log, mark))
+            }
+        }
+    }
+
+    fn check_format(&self, text: &str) -> Result<(), Error> {
+        let found = text.trim_end().strip_prefix(FORMAT_PREFIX).and_then(|number| number.parse().ok());
+        match found {
+            None | Some(0) => Err(Error::damaged(&self.format(), "it names no format")),
+            Some(found) if found > FORMAT => Err(Error::TooNew { path: self.dir.clone(), found, known: FORMAT }),
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn create(&self) -> Result<(), Error> {
+        fs::create_dir_all(&self.dir).map_err(|cause| Error::io("create", &self.dir, cause))?;
+        let marked = match MarkFile::open(&self.mark(), Arc::new(Os))?.read()? {
+            Found::Missing | Found::Blank => false,
+            Found::Mark(_) | Found::Unreadable => true,
+        };
+        if marked || self.sled().exists() {
+            return Err(Error::damaged(&self.format(), "it is missing beside a store that was in use"));
+        }
+        MarkFile::create(&self.mark())?;
+        write_atomically(&self.format(), &[format!("{FORMAT_PREFIX}{FORMAT}\n").as_bytes()])
+            .map_err(|cause| Error::io("create", &self.format(), cause))?;
+        let parent = self.dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        sync_dir(parent).map_err(|cause| Error::io("sync", parent, cause))
+    }
+
+    fn format(&self) -> PathBuf {
+        self.dir.join("format")
+    }
+
+    fn mark(&self) -> PathBuf {
+        self.dir.join("mark")
+    }
+
+    fn sled(&self) -> PathBuf {
+        self.dir.join("sled")
+    }
+}
+
+fn remove_dir(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(cause),
+        _ => Ok(()),
+    }
+}

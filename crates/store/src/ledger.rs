@@ -1,0 +1,290 @@
+//! The one owner of the log's state: opens it, judges what it finds, and makes changes durable in the order that lets
+//! every power cut be judged. Synchronous; a thread or a simulation drives it.
+//!
+//! The order is what carries the promises. Appending: entries durable, then the mark raised, then the acknowledgement.
+//! Truncating and purging: the mark changed first, then entries removed. So entries up to the mark are there, in full and
+//! unchanged, after any power cut; where they are not, something else has happened to the disk.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::{
+    Error, Record,
+    kv::{Change, Key, KvLog},
+    mark::{Found, Mark, Marks},
+    record::{Base, Entry, Hash, Vote},
+};
+
+/// Bytes of records checked in one go at opening.
+const SCAN_BYTES: usize = 1 << 20;
+
+pub(crate) struct Ledger {
+    kv: Arc<dyn KvLog>,
+    marks: Box<dyn Marks>,
+    /// What is durable, and also what the mark file says, but for the moment between the two.
+    mark: Mark,
+    path: PathBuf,
+}
+
+/// What an opened log holds.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) base: Base,
+    pub(crate) first: Option<u64>,
+    /// The newest records, in order, up to the bytes asked for; at least the last one.
+    pub(crate) tail: Vec<Record>,
+    pub(crate) vote: Option<Vec<u8>>,
+    pub(crate) committed: Option<Vec<u8>>,
+}
+
+/// One batch to be written.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    pub(crate) records: Vec<Record>,
+    pub(crate) vote: Option<Vec<u8>>,
+    pub(crate) committed: Option<Vec<u8>>,
+}
+
+impl Ledger {
+    /// Judges what is there: an end that was never acknowledged is kept as far as its chain holds and cut behind; anything
+    /// wrong up to the mark is damage, and nothing is touched.
+    pub(crate) fn open(
+        kv: Arc<dyn KvLog>,
+        mut marks: Box<dyn Marks>,
+        path: &Path,
+        tail_bytes: usize,
+    ) -> Result<(Ledger, Opened), Error> {
+        let damaged = |what: String| Error::damaged(path, what);
+        let vote: Option<Vote> = load(&*kv, Key::Vote, path)?;
+        let base: Option<Base> = load(&*kv, Key::Base, path)?;
+        let committed: Option<Vec<u8>> = match kv.get(Key::Committed)? {
+            Some(sealed) => Some(unseal(Key::Committed, &sealed, path)?.to_vec()),
+            None => None,
+        };
+        // A power cut before the first mark may leave a base that says nothing.
+        let purged = base.as_ref().is_some_and(|base| base.purged.is_some());
+        let in_use = purged || vote.is_some() || committed.is_some() || kv.last_index()?.is_some();
+        let mark = match marks.read()? {
+            Found::Mark(mark) => mark,
+            Found::Blank if !in_use => Mark::default(),
+            Found::Blank => return Err(damaged("the mark file is blank, the log is not".into())),
+            Found::Missing => return Err(damaged("the mark file is missing".into())),
+            Found::Unreadable => return Err(damaged("no slot of the mark file can be read".into())),
+        };
+
+        // A purge is in the mark before it is in the log; a vote is in the log before it is in the mark. The further
+        // base and the newer vote are each the one that may have been acknowledged.
+        let base = match base {
+            Some(base) if base.purged == mark.base.purged && base.hash != mark.base.hash => {
+                return Err(damaged("log and mark disagree on what was purged".into()));
+            }
+            Some(base) if base.purged > mark.base.purged => base,
+            _ => mark.base.clone(),
+        };
+        let vote = match (vote, mark.vote.clone()) {
+            (Some(logged), Some(marked)) => Some(if logged.seq > marked.seq { logged } else { marked }),
+            (logged, marked) => logged.or(marked),
+        };
+
+        let mut walk = Walk::behind(&base, tail_bytes);
+        walk.run(&*kv, mark.last.map(|(index, _)| index).unwrap_or_default())?;
+        if let Some((index, hash)) = mark.last.filter(|(index, _)| Some(*index) > base.purged) {
+            match (walk.last, walk.at_mark) {
+                (Some((last, _)), Some(found)) if last >= index && found == hash => {}
+                (Some((last, _)), Some(_)) if last >= index => {
+                    return Err(damaged(format!("record `{index}` is not the one that was acknowledged")));
+                }
+                (last, _) => {
+                    let good = last.map(|(last, _)| last).or(base.purged);
+                    let good = good.map_or("nothing".to_owned(), |good| format!("nothing behind record `{good}`"));
+                    return Err(damaged(format!("records up to `{index}` were acknowledged, {good} can be read")));
+                }
+            }
+        }
+
+        let mut changes = Vec::new();
+        if let Some(purged) = base.purged {
+            changes.push(Change::DropTo(purged));
+        }
+        let kept = walk.last.map(|(last, _)| last).or(base.purged);
+        if kv.last_index()? > kept {
+            tracing::warn!(path = %path.display(), ?kept, "cut an end of the log that was never acknowledged");
+            changes.push(Change::CutAfter(kept));
+        }
+        changes.push(put(Key::Base, &base)?);
+        if let Some(vote) = &vote {
+            changes.push(put(Key::Vote, vote)?);
+        }
+        // What was found beyond the mark is about to be shown as being there, so it has to be there to stay.
+        kv.commit(changes)?;
+        let opened = Opened {
+            first: walk.first,
+            tail: walk.tail.into(),
+            vote: vote.as_ref().map(|vote| vote.bytes.clone()),
+            committed,
+            base: base.clone(),
+        };
+        let mark = Mark { seq: mark.seq, last: walk.last, base, vote };
+        let mut ledger = Ledger { kv, marks, mark, path: path.into() };
+        ledger.raise()?;
+        Ok((ledger, opened))
+    }
+
+    /// Everything in the batch is durable on return, in whatever order it is found after a power cut before that.
+    pub(crate) fn write(&mut self, batch: Batch) -> Result<(), Error> {
+        let mut changes = Vec::new();
+        let mut tip = self.tip();
+        let mut entries = Vec::with_capacity(batch.records.len());
+        for record in batch.records {
+            let entry = Entry::chained(tip, record);
+            tip = entry.hash;
+            entries.push(entry);
+        }
+        let last = entries.last().map(|entry| (entry.record.index, entry.hash));
+        if last.is_some() {
+            changes.push(Change::Append(entries));
+        }
+        let acknowledged = last.is_some() || batch.vote.is_some();
+        if let Some(bytes) = batch.vote {
+            let seq = self.mark.vote.as_ref().map_or(0, |vote| vote.seq) + 1;
+            let vote = Vote { seq, bytes };
+            changes.push(put(Key::Vote, &vote)?);
+            self.mark.vote = Some(vote);
+        }
+        if let Some(committed) = batch.committed {
+            changes.push(Change::Put(Key::Committed, seal(Key::Committed, &committed)));
+        }
+        self.kv.commit(changes)?;
+        self.mark.last = last.or(self.mark.last);
+        if acknowledged { self.raise() } else { Ok(()) }
+    }
+
+    /// Makes `last` the last record; it is there, unless everything goes. A power cut in between leaves the removed records
+    /// or some of them: they had been acknowledged once, they still form a chain, and the truncation had not been.
+    pub(crate) fn truncate_to(&mut self, last: Option<u64>) -> Result<(), Error> {
+        self.mark.last = match last {
+            Some(last) => match self.kv.scan(last..=last, 1)?.pop() {
+                Some(entry) if entry.is_intact() => Some((last, entry.hash)),
+                _ => return Err(Error::damaged(&self.path, format!("record `{last}` cannot be read"))),
+            },
+            None => None,
+        };
+        self.raise()?;
+        self.kv.commit(vec![Change::CutAfter(last.or(self.mark.base.purged))])
+    }
+
+    /// Removes up to and including `index`, which may lie beyond the last record. Finished at opening if a power cut
+    /// comes in between.
+    pub(crate) fn purge_to(&mut self, index: u64, meta: Vec<u8>) -> Result<(), Error> {
+        let last = self.mark.last;
+        let hash = match last {
+            Some((last, _)) if index < last => {
+                let next = self.kv.scan(index + 1..=last, 1)?.pop();
+                next.ok_or_else(|| Error::damaged(&self.path, format!("nothing can be read behind `{index}`")))?.prev
+            }
+            _ => self.tip(),
+        };
+        self.mark.base = Base { purged: Some(index), meta, hash };
+        self.mark.last = last.filter(|(last, _)| *last > index);
+        self.raise()?;
+        let base = put(Key::Base, &self.mark.base)?;
+        self.kv.commit(vec![base, Change::DropTo(index)])
+    }
+
+    fn raise(&mut self) -> Result<(), Error> {
+        self.mark.seq += 1;
+        self.marks.write(&self.mark)
+    }
+
+    fn tip(&self) -> Hash {
+        self.mark.last.map_or(self.mark.base.hash, |(_, hash)| hash)
+    }
+}
+
+/// Follows the chain from the base as far as it holds.
+struct Walk {
+    tip: Hash,
+    first: Option<u64>,
+    last: Option<(u64, Hash)>,
+    at_mark: Option<Hash>,
+    next: Option<u64>,
+    tail: std::collections::VecDeque<Record>,
+    tail_bytes: usize,
+    tail_bytes_max: usize,
+}
+
+impl Walk {
+    fn behind(base: &Base, tail_bytes_max: usize) -> Walk {
+        Walk {
+            tip: base.hash,
+            first: None,
+            last: None,
+            at_mark: None,
+            next: base.purged.map_or(Some(0), |purged| purged.checked_add(1)),
+            tail: Default::default(),
+            tail_bytes: 0,
+            tail_bytes_max,
+        }
+    }
+
+    fn run(&mut self, kv: &dyn KvLog, mark: u64) -> Result<(), Error> {
+        while let Some(next) = self.next {
+            let entries = kv.scan(next..=u64::MAX, SCAN_BYTES)?;
+            if entries.is_empty() {
+                return Ok(());
+            }
+            for entry in entries {
+                let index = entry.record.index;
+                if !entry.follows(&self.tip) || self.last.is_some_and(|(last, _)| index != last + 1) {
+                    return Ok(());
+                }
+                self.step(index, entry, mark);
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, index: u64, entry: Entry, mark: u64) {
+        self.tip = entry.hash;
+        self.first.get_or_insert(index);
+        self.last = Some((index, entry.hash));
+        self.next = index.checked_add(1);
+        if index == mark {
+            self.at_mark = Some(entry.hash);
+        }
+        self.tail_bytes += entry.record.bytes.len();
+        self.tail.push_back(entry.record);
+        while self.tail_bytes > self.tail_bytes_max && self.tail.len() > 1 {
+            self.tail_bytes -= self.tail.pop_front().map_or(0, |record| record.bytes.len());
+        }
+    }
+}
+
+fn put<T: codec::Record>(key: Key, value: &T) -> Result<Change, Error> {
+    let bytes = codec::encode(value).map_err(|_| Error::TooLong { what: "value", len: T::LIMIT, limit: T::LIMIT })?;
+    Ok(Change::Put(key, seal(key, &bytes)))
+}
+
+fn load<T: codec::Record>(kv: &dyn KvLog, key: Key, path: &Path) -> Result<Option<T>, Error> {
+    let Some(sealed) = kv.get(key)? else { return Ok(None) };
+    let bytes = unseal(key, &sealed, path)?;
+    codec::decode(bytes).map(Some).map_err(|cause| Error::damaged(path, format!("{key:?}: {cause}")))
+}
+
+/// A small value under a checksum that also covers which one it is.
+fn seal(key: Key, bytes: &[u8]) -> Vec<u8> {
+    [&checksum(key, bytes)[..], bytes].concat()
+}
+
+fn unseal<'a>(key: Key, sealed: &'a [u8], path: &Path) -> Result<&'a [u8], Error> {
+    match sealed.split_first_chunk::<32>() {
+        Some((sum, bytes)) if *sum == checksum(key, bytes) => Ok(bytes),
+        _ => Err(Error::damaged(path, format!("the value of {key:?} does not match its checksum"))),
+    }
+}
+
+fn checksum(key: Key, bytes: &[u8]) -> Hash {
+    *blake3::Hasher::new().update(&[key as u8]).update(bytes).finalize().as_bytes()
+}

@@ -1,0 +1,168 @@
+//! What makes the log durable: takes all that is queued as one batch, writes and syncs once, then acknowledges in order.
+
+use std::{
+    mem,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, mpsc},
+};
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::Shared;
+use crate::{
+    Error, Record,
+    ledger::{Batch, Ledger},
+};
+
+pub(super) type Done = Box<dyn FnOnce(Result<(), Error>) + Send>;
+
+/// The operation's share of the queue, given back when it is dropped.
+pub(super) type Room = OwnedSemaphorePermit;
+
+/// Operations that go into one batch. Their bytes are bounded by the queue.
+const BATCH_OPS: usize = 4096;
+
+pub(super) enum Op {
+    Append { records: Vec<Record>, seq: u64, done: Done, room: Room },
+    Vote { value: Vec<u8>, done: Done, room: Room },
+    Committed { value: Vec<u8>, room: Room },
+    Truncate { last: Option<u64>, done: Done, room: Room },
+    Purge { index: u64, meta: Vec<u8>, done: Done, room: Room },
+    TakeReserve,
+    Close { done: Done },
+}
+
+pub(super) struct Writer {
+    ledger: Option<Ledger>,
+    shared: Arc<Shared>,
+    /// What the next batch takes along.
+    committed: Option<Vec<u8>>,
+}
+
+type Replies = Vec<(Done, Result<(), Error>)>;
+
+impl Writer {
+    pub(super) fn new(ledger: Ledger, shared: Arc<Shared>) -> Writer {
+        Writer { ledger: Some(ledger), shared, committed: None }
+    }
+
+    /// The thread's life: until the log is closed, or nobody holds it any more.
+    pub(super) fn run(mut self, queue: mpsc::Receiver<Op>) {
+        while self.ledger.is_some() {
+            let Ok(first) = queue.recv() else { break };
+            let mut ops = vec![first];
+            ops.extend(queue.try_iter().take(BATCH_OPS - 1));
+            let served = catch_unwind(AssertUnwindSafe(|| {
+                self.apply(ops).into_iter().for_each(|(done, result)| done(result));
+            }));
+            if served.is_err() {
+                self.shared.fail(&Error::damaged(&self.shared.path, "the writer panicked"));
+            }
+        }
+        // Nobody is left to hear of a failure here, and `fail` has logged it.
+        let _ = self.close();
+    }
+
+    /// Does the operations in order and returns what to tell whom. After a failure they all get an error.
+    pub(super) fn apply(&mut self, ops: Vec<Op>) -> Replies {
+        let mut replies = Replies::new();
+        let mut batch = Pending::default();
+        for op in ops {
+            match op {
+                Op::Append { records, seq, done, room } => batch.append(records, seq, done, room),
+                Op::Vote { value, done, room } => batch.vote(value, done, room),
+                Op::Committed { value, room } => {
+                    self.committed = Some(value);
+                    drop(room);
+                }
+                Op::Truncate { last, done, room } => {
+                    self.write(&mut batch, &mut replies);
+                    let result = self.attempt(|ledger| ledger.truncate_to(last));
+                    replies.push((done, result));
+                    drop(room);
+                }
+                Op::Purge { index, meta, done, room } => {
+                    self.write(&mut batch, &mut replies);
+                    let result = self.attempt(|ledger| ledger.purge_to(index, meta));
+                    replies.push((done, result));
+                    drop(room);
+                }
+                Op::TakeReserve => {
+                    if let Some(Err(cause)) = self.shared.reserve.as_ref().map(|reserve| reserve.take()) {
+                        tracing::warn!(error = %cause, "the reserve could not be taken");
+                    }
+                }
+                Op::Close { done } => {
+                    self.write(&mut batch, &mut replies);
+                    let result = self.close();
+                    replies.push((done, result));
+                }
+            }
+        }
+        self.write(&mut batch, &mut replies);
+        replies
+    }
+
+    fn write(&mut self, pending: &mut Pending, replies: &mut Replies) {
+        let Pending { mut batch, dones, rooms, seq } = mem::take(pending);
+        if dones.is_empty() {
+            return;
+        }
+        batch.committed = self.committed.take();
+        let result = self.attempt(|ledger| ledger.write(batch));
+        if result.is_ok() {
+            self.shared.view().became_durable(seq);
+        }
+        drop(rooms);
+        replies.extend(dones.into_iter().map(|done| (done, result.clone())));
+    }
+
+    /// The first failure is the last thing the ledger is asked: what a failed sync left behind nobody can tell.
+    fn attempt(&mut self, step: impl FnOnce(&mut Ledger) -> Result<(), Error>) -> Result<(), Error> {
+        self.shared.check()?;
+        let Some(ledger) = &mut self.ledger else { return Err(self.shared.stopped()) };
+        let result = step(ledger);
+        if let Err(cause) = &result {
+            self.shared.fail(cause);
+        }
+        result
+    }
+
+    fn close(&mut self) -> Result<(), Error> {
+        let result = match self.committed.take() {
+            Some(committed) => {
+                self.attempt(|ledger| ledger.write(Batch { committed: Some(committed), ..Batch::default() }))
+            }
+            None => self.shared.check(),
+        };
+        self.ledger = None;
+        self.shared.kv.write().expect("no holder panics").take();
+        self.shared.fail(&Error::Closed);
+        result
+    }
+}
+
+/// What goes into the next write.
+#[derive(Default)]
+struct Pending {
+    batch: Batch,
+    dones: Vec<Done>,
+    rooms: Vec<Room>,
+    seq: u64,
+}
+
+impl Pending {
+    fn append(&mut self, records: Vec<Record>, seq: u64, done: Done, room: Room) {
+        self.batch.records.extend(records);
+        self.seq = seq;
+        self.dones.push(done);
+        self.rooms.push(room);
+    }
+
+    /// Of several votes in one batch the last one counts; all of them are acknowledged by it.
+    fn vote(&mut self, value: Vec<u8>, done: Done, room: Room) {
+        self.batch.vote = Some(value);
+        self.dones.push(done);
+        self.rooms.push(room);
+    }
+}

@@ -1,0 +1,137 @@
+//! Free space, and the reserve that lets the log end in good order when there is none left.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+use crate::{
+    Error,
+    disk::{Disk, sync_dir},
+};
+
+/// What a write may take beyond its own bytes: trees and segments grow in steps.
+const SLACK_BYTES: u64 = 4 << 20;
+
+/// Bytes on disk for a byte written, until old copies are collected.
+const AMPLIFICATION: u64 = 3;
+
+/// How the disk stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes that this process may still use.
+    pub free: u64,
+    /// The reserve is in use, or there is no room to hold it. Take no new work that has to be written.
+    pub low: bool,
+}
+
+impl Space {
+    pub(crate) const UNLIMITED: Space = Space { free: u64::MAX, low: false };
+}
+
+/// A file that takes up room on the disk until the room is needed.
+pub(crate) struct Reserve {
+    path: PathBuf,
+    dir: PathBuf,
+    bytes: u64,
+    disk: Arc<dyn Disk>,
+    held: Mutex<bool>,
+}
+
+impl Reserve {
+    /// Gives the reserve of an earlier run back if the disk is so full that the store could not even be opened.
+    pub(crate) fn open(dir: &Path, bytes: u64, disk: Arc<dyn Disk>) -> Result<Reserve, Error> {
+        let path = dir.join("reserve");
+        let held = std::fs::metadata(&path).is_ok_and(|found| found.len() == bytes && bytes > 0);
+        let reserve = Reserve { path, dir: dir.into(), bytes, disk, held: Mutex::new(held) };
+        if reserve.free()? < SLACK_BYTES || !held {
+            reserve.release()?;
+        }
+        Ok(reserve)
+    }
+
+    /// Says whether `bytes` more can be written, and gives up the reserve for it if it must.
+    pub(crate) fn admit(&self, bytes: u64) -> Result<(), Error> {
+        let needed = bytes.saturating_mul(AMPLIFICATION).saturating_add(SLACK_BYTES);
+        if self.free()? >= needed {
+            return Ok(());
+        }
+        self.release()?;
+        if self.free()? >= needed { Ok(()) } else { Err(Error::NoSpace { path: self.dir.clone() }) }
+    }
+
+    /// Takes the reserve if there is room for it and for some work besides.
+    pub(crate) fn take(&self) -> Result<(), Error> {
+        let mut held = self.held.lock().expect("no holder panics");
+        if *held || !self.has_room(self.free()?) {
+            return Ok(());
+        }
+        match allocate(&self.path, self.bytes) {
+            Ok(()) => {
+                *held = true;
+                Ok(())
+            }
+            // Somebody else was quicker. It stays low.
+            Err(cause) if cause.kind() == io::ErrorKind::StorageFull => self.remove(),
+            Err(cause) => Err(Error::io("allocate", &self.path, cause)),
+        }
+    }
+
+    pub(crate) fn space(&self) -> Result<Space, Error> {
+        let held = *self.held.lock().expect("no holder panics");
+        let free = self.free()?;
+        Ok(Space { free, low: if self.bytes > 0 { !held } else { free < SLACK_BYTES } })
+    }
+
+    /// Whether taking the reserve is worth a try.
+    pub(crate) fn could_take(&self, space: Space) -> bool {
+        space.low && self.bytes > 0 && self.has_room(space.free)
+    }
+
+    /// Room for twice the slack, so that the reserve is not given back with the next write.
+    fn has_room(&self, free: u64) -> bool {
+        free >= self.bytes.saturating_add(2 * SLACK_BYTES)
+    }
+
+    fn release(&self) -> Result<(), Error> {
+        let mut held = self.held.lock().expect("no holder panics");
+        *held = false;
+        self.remove()
+    }
+
+    fn remove(&self) -> Result<(), Error> {
+        match std::fs::remove_file(&self.path) {
+            Ok(()) => Ok(()),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(cause) => Err(Error::io("release", &self.path, cause)),
+        }
+    }
+
+    fn free(&self) -> Result<u64, Error> {
+        self.disk.free(&self.dir).map_err(|cause| Error::io("measure the free space of", &self.dir, cause))
+    }
+}
+
+/// Blocks, not just a length. File systems that cannot allocate get zeros written.
+fn allocate(path: &Path, bytes: u64) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
+    match fs4::FileExt::allocate(&file, bytes) {
+        Ok(()) => file.set_len(bytes)?,
+        Err(cause) if cause.kind() == io::ErrorKind::StorageFull => return Err(cause),
+        Err(_) => fill(&mut file, bytes)?,
+    }
+    file.sync_all()?;
+    sync_dir(path.parent().expect("a file stands in a folder"))
+}
+
+fn fill(file: &mut File, mut bytes: u64) -> io::Result<()> {
+    let zeros = [0; 1 << 16];
+    while bytes > 0 {
+        let len = bytes.min(zeros.len() as u64);
+        file.write_all(&zeros[..len as usize])?;
+        bytes -= len;
+    }
+    Ok(())
+}

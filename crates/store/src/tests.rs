@@ -1,0 +1,3 @@
+mod archive;
+mod rig;
+mod suite;
