@@ -30,7 +30,7 @@ enum Command {
     },
     /// Build what users get and say where it is
     Build,
-    /// Run every check: format, lints, documentation, tests
+    /// Run every check: format, lints, documentation, fences, tests
     Test,
 }
 
