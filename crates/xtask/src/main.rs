@@ -1,9 +1,10 @@
-//! The repository's own commands: `cargo xtask up | build | test`.
+//! The repository's own commands: `cargo xtask up | build | test | testnet`.
 //!
-//! It depends on none of the product's crates, so that it is there within seconds on a fresh machine.
+//! They link none of the product's crates, so that they are there within seconds on a fresh machine.
 
 mod build;
 mod test;
+mod testnet;
 mod tools;
 mod up;
 
@@ -11,6 +12,8 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use crate::tools::Hinted;
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "The repository's own commands")]
@@ -32,6 +35,8 @@ enum Command {
     Build,
     /// Run every check: format, lints, documentation, fences, tests
     Test,
+    /// Run several nodes on this machine, and make them fail
+    Testnet(testnet::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -41,6 +46,9 @@ fn main() -> ExitCode {
             eprintln!("error: {error}");
             for cause in error.chain().skip(1) {
                 eprintln!("  cause: {cause}");
+            }
+            if let Some(hinted) = error.downcast_ref::<Hinted>() {
+                eprintln!("hint: {}", hinted.hint);
             }
             ExitCode::FAILURE
         }
@@ -55,5 +63,6 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Test => test::run(),
+        Command::Testnet(arguments) => testnet::run(&arguments).map(|()| ExitCode::SUCCESS),
     }
 }

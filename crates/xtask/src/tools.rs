@@ -5,20 +5,26 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Something is not on this machine, and only its owner may put it there.
+/// An error that its reader can do something about. The hint is printed last, apart from what happened.
 #[derive(Debug)]
-struct Missing {
-    what: &'static str,
-    line: String,
+pub(crate) struct Hinted {
+    pub(crate) what: String,
+    pub(crate) hint: String,
 }
 
-impl fmt::Display for Missing {
+impl fmt::Display for Hinted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is missing\nhint: type `{}`", self.what, self.line)
+        f.write_str(&self.what)
     }
 }
 
-impl std::error::Error for Missing {}
+impl std::error::Error for Hinted {}
+
+impl Hinted {
+    pub(crate) fn new(what: &str, line_to_type: &str) -> Self {
+        Self { what: what.to_owned(), hint: format!("type `{line_to_type}`") }
+    }
+}
 
 /// The cargo that runs us, in the workspace's folder, so that the commands work from any folder below it.
 pub(crate) fn cargo() -> Command {
@@ -43,7 +49,7 @@ pub(crate) fn need_component(component: &'static str, subcommand: &str) -> anyho
     if added && runs(cargo().args([subcommand, "--version"])) {
         return Ok(());
     }
-    Err(Missing { what: component, line: format!("rustup component add {component}") }.into())
+    Err(Hinted::new(&format!("{component} is missing"), &format!("rustup component add {component}")).into())
 }
 
 /// Some dependencies compile C. On Windows the linker that Rust itself asks for brings the compiler along.
@@ -54,7 +60,7 @@ pub(crate) fn need_c_compiler() -> anyhow::Result<()> {
     }
     let folders: Vec<PathBuf> = env::split_paths(&env::var_os("PATH").unwrap_or_default()).collect();
     let has = |program: &str| folders.iter().any(|folder| folder.join(program).is_file());
-    Err(Missing { what: "a C compiler", line: c_compiler_line(cfg!(target_os = "macos"), has).to_owned() }.into())
+    Err(Hinted::new("a C compiler is missing", c_compiler_line(cfg!(target_os = "macos"), has)).into())
 }
 
 /// How this system's own package manager spells it.
@@ -98,11 +104,5 @@ mod tests {
     fn a_program_that_is_not_there_does_not_run() {
         assert!(!runs(&mut Command::new("no-such-program-anywhere")));
         assert!(runs(cargo().arg("--version")));
-    }
-
-    #[test]
-    fn what_is_missing_comes_with_the_line_to_type() {
-        let error = Missing { what: "a C compiler", line: "xcode-select --install".to_owned() };
-        assert_eq!(error.to_string(), "a C compiler is missing\nhint: type `xcode-select --install`");
     }
 }
