@@ -54,21 +54,13 @@ impl Testnet {
     /// each with a token of its own. Returns when every node knows all of them as members and has a leader.
     pub fn up(binary: &Path, dir: &Path, count: usize, options: &Options) -> anyhow::Result<Self> {
         let mut testnet = Self::empty(binary, dir, options)?;
-        if count > 0 {
-            testnet.add("n1", None)?.start()?;
-            testnet.save()?;
-            testnet.nodes[0].wait_until("a leader", MEMBERS_LIMIT, |status| has_leader(status).then_some(()))?;
+        match testnet.raise(count) {
+            Ok(()) => Ok(testnet),
+            Err(error) => {
+                testnet.print_last_words();
+                Err(error)
+            }
         }
-        for number in 2..=count {
-            let token = testnet.nodes[0].text(&["token", "create"])?;
-            testnet.add(&format!("n{number}"), Some(token))?.launch()?;
-            testnet.save()?;
-        }
-        for node in testnet.nodes.iter_mut().skip(1) {
-            node.ready()?;
-        }
-        testnet.wait_for_members()?;
-        Ok(testnet)
     }
 
     /// A testnet without nodes, for those who add them one by one.
@@ -181,6 +173,32 @@ impl Testnet {
         absent(fs::remove_file(self.dir.join(RECORD)))?;
         Ok(forced)
     }
+
+    fn raise(&mut self, count: usize) -> anyhow::Result<()> {
+        for number in 1..=count {
+            let token = match self.nodes.first() {
+                Some(first) => Some(first.text(&["token", "create"])?),
+                None => None,
+            };
+            self.add(&format!("n{number}"), token)?.launch()?;
+            self.save()?;
+            if number == 1 {
+                self.nodes[0].ready()?;
+                self.nodes[0].wait_until("a leader", MEMBERS_LIMIT, |status| has_leader(status).then_some(()))?;
+            }
+        }
+        for node in &mut self.nodes {
+            node.ready()?;
+        }
+        self.wait_for_members()
+    }
+
+    /// The folder is often a temporary one: then this is all that remains to find a cause by.
+    fn print_last_words(&self) {
+        for node in &self.nodes {
+            eprintln!("last words of node `{}`:\n{}", node.name(), node.last_words());
+        }
+    }
 }
 
 impl Drop for Testnet {
@@ -189,10 +207,7 @@ impl Drop for Testnet {
             return;
         }
         if std::thread::panicking() {
-            // The folder is often a temporary one, so that this is all that remains to find the cause by.
-            for node in &self.nodes {
-                eprintln!("last words of node `{}`:\n{}", node.name(), node.last_words());
-            }
+            self.print_last_words();
         }
         for node in self.nodes.iter_mut().filter(|node| node.is_child()) {
             // It may have ended by itself, and there is nobody left to tell.

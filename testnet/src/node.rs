@@ -190,24 +190,18 @@ impl Node {
             }
         };
         let what = format!("node `{}` to be ready", self.name());
-        let run = poll(&what, READY_LIMIT, || {
+        let seen = poll(&what, READY_LIMIT, || {
             if !process.is_alive() {
                 bail!("node `{}` ended instead of becoming ready; it said\n{}", self.name(), self.last_words());
             }
-            Ok(match self.read_run_info(process.pid()) {
-                Ok(run) => Look::Done(run),
-                Err(error) => Look::NotYet(format!("{error:#}")),
-            })
+            match self.read_run_info(process.pid()) {
+                Ok(run) => mesh_socket(&run).map(|mesh| Look::Done((run, mesh))),
+                Err(error) => Ok(Look::NotYet(format!("{error:#}"))),
+            }
         });
-        match run {
-            Ok(run) => {
-                self.record.api = run.api;
-                self.record.bulk = run.bulk;
-                self.record.mesh = run
-                    .mesh
-                    .iter()
-                    .find_map(|address| socket(address))
-                    .with_context(|| format!("no address in {:?}", run.mesh))?;
+        match seen {
+            Ok((run, mesh)) => {
+                (self.record.api, self.record.mesh, self.record.bulk) = (run.api, mesh, run.bulk);
                 self.state = State::Running { process, run };
                 Ok(())
             }
@@ -348,6 +342,11 @@ impl Node {
             .open(&path)
             .with_context(|| format!("failed to open `{}`", path.display()))
     }
+}
+
+fn mesh_socket(run: &RunInfo) -> anyhow::Result<SocketAddr> {
+    let readable = run.mesh.iter().find_map(|address| socket(address));
+    readable.with_context(|| format!("no address to be read in {:?}", run.mesh))
 }
 
 /// From `127.0.0.1:4001` or `/ip4/127.0.0.1/tcp/4001/…`.
