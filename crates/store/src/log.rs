@@ -26,7 +26,7 @@ use crate::{
     kv::{KvLog, memory::Mounted},
     ledger::{Ledger, Opened},
     record::Entry,
-    space::Reserve,
+    space::{Purpose, Reserve},
 };
 
 /// Bytes that may wait for the disk. At the limit `append` and the others wait.
@@ -135,10 +135,14 @@ impl Log {
     /// A log on a disk in memory, where everything is durable at once. It has no thread: each operation is done when
     /// the call returns, acknowledgements included.
     pub fn on(disk: &MemoryDisk) -> Result<Log, Error> {
+        Log::on_cached(disk, Config::CACHE)
+    }
+
+    pub(crate) fn on_cached(disk: &MemoryDisk, cache: usize) -> Result<Log, Error> {
         let mounted = disk.mount();
         let kv: Arc<dyn KvLog> = Arc::new(mounted.clone());
-        let (ledger, opened) = Ledger::open(kv.clone(), Box::new(mounted), Mounted::path(), Config::CACHE)?;
-        let shared = Shared::new(kv, opened, Config::CACHE, None, Mounted::path().into());
+        let (ledger, opened) = Ledger::open(kv.clone(), Box::new(mounted), Mounted::path(), cache)?;
+        let shared = Shared::new(kv, opened, cache, None, Mounted::path().into());
         let writer = Writer::new(ledger, shared.clone());
         Ok(Log { shared, backend: Backend::Inline(Arc::new(Mutex::new(writer))) })
     }
@@ -171,7 +175,7 @@ impl Log {
             limit("record", record.bytes.len(), RECORD_BYTES_MAX)?;
             bytes += record.bytes.len() + OP_BYTES;
         }
-        self.submit(bytes, |view, room| {
+        self.submit(Purpose::Records, bytes, |view, room| {
             let seq = view.append(&records)?;
             Ok(Some(Op::Append { records, seq, done: Box::new(done), room }))
         })
@@ -183,7 +187,7 @@ impl Log {
         limit("value", value.len(), META_BYTES_MAX)?;
         let (done, durable) = acknowledgement();
         let bytes = value.len();
-        self.submit(bytes, |view, room| {
+        self.submit(Purpose::Vote, bytes, |view, room| {
             view.values[meta as usize] = Some(value.clone());
             Ok(Some(match meta {
                 Meta::Vote => Op::Vote { value, done, room },
@@ -200,7 +204,7 @@ impl Log {
     /// Removes the records behind `after`, all of them for `None`. May be cancelled, which does not take it back.
     pub async fn truncate_after(&self, after: Option<u64>) -> Result<(), Error> {
         let (done, durable) = acknowledgement();
-        self.submit(0, |view, room| {
+        self.submit(Purpose::Removal, 0, |view, room| {
             let kept = match view.kept_by_truncation(after) {
                 view::Kept::Everything => {
                     done(Ok(()));
@@ -227,7 +231,7 @@ impl Log {
     pub async fn purge_to(&self, index: u64, meta: Vec<u8>) -> Result<(), Error> {
         limit("value", meta.len(), META_BYTES_MAX)?;
         let (done, durable) = acknowledgement();
-        self.submit(meta.len(), |view, room| {
+        self.submit(Purpose::Removal, meta.len(), |view, room| {
             if !view.purge(index, &meta) {
                 done(Ok(()));
                 return Ok(None);
@@ -307,7 +311,7 @@ impl Log {
     /// Writes what is queued and lets the files go. Other handles get `Closed` from then on.
     pub async fn close(self) -> Result<(), Error> {
         let (done, closed) = acknowledgement();
-        self.submit(0, |_, _| Ok(Some(Op::Close { done }))).await?;
+        self.submit(Purpose::Removal, 0, |_, _| Ok(Some(Op::Close { done }))).await?;
         self.acknowledged(closed).await
     }
 
@@ -323,6 +327,7 @@ impl Log {
     /// Queues an operation, its effect on the view made in the same moment, so that both are in one order.
     async fn submit(
         &self,
+        purpose: Purpose,
         bytes: usize,
         prepare: impl FnOnce(&mut View, writer::Room) -> Result<Option<Op>, Error>,
     ) -> Result<(), Error> {
@@ -330,7 +335,7 @@ impl Log {
         let room = self.shared.room.clone().acquire_many_owned(permits).await.map_err(|_| self.shared.stopped())?;
         if let Some(reserve) = &self.shared.reserve {
             let queued = QUEUE_BYTES.saturating_sub(self.shared.room.available_permits());
-            reserve.admit(queued as u64)?;
+            reserve.admit(purpose, queued as u64)?;
         }
         match &self.backend {
             Backend::Thread(ops) => {

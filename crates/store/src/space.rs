@@ -15,6 +15,9 @@ use crate::{
 /// What a write may take beyond its own bytes: trees and segments grow in steps.
 const SLACK_BYTES: u64 = 4 << 20;
 
+/// The last of it is for what must not wait for an administrator.
+const VOTE_SLACK_BYTES: u64 = 1 << 20;
+
 /// Bytes on disk for a byte written, until old copies are collected.
 const AMPLIFICATION: u64 = 3;
 
@@ -29,6 +32,16 @@ pub struct Space {
 
 impl Space {
     pub(crate) const UNLIMITED: Space = Space { free: u64::MAX, low: false };
+}
+
+/// What room is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    Records,
+    /// Small, and without it a node cannot take part in electing who goes on.
+    Vote,
+    /// Makes room, or ends: never refused.
+    Removal,
 }
 
 /// A file that takes up room on the disk until the room is needed.
@@ -53,8 +66,13 @@ impl Reserve {
     }
 
     /// Says whether `bytes` more can be written, and gives up the reserve for it if it must.
-    pub(crate) fn admit(&self, bytes: u64) -> Result<(), Error> {
-        let needed = bytes.saturating_mul(AMPLIFICATION).saturating_add(SLACK_BYTES);
+    pub(crate) fn admit(&self, purpose: Purpose, bytes: u64) -> Result<(), Error> {
+        let slack = match purpose {
+            Purpose::Records => SLACK_BYTES,
+            Purpose::Vote => VOTE_SLACK_BYTES,
+            Purpose::Removal => return Ok(()),
+        };
+        let needed = bytes.saturating_mul(AMPLIFICATION).saturating_add(slack);
         if self.free()? >= needed {
             return Ok(());
         }
@@ -65,7 +83,7 @@ impl Reserve {
     /// Takes the reserve if there is room for it and for some work besides.
     pub(crate) fn take(&self) -> Result<(), Error> {
         let mut held = self.held.lock().expect("no holder panics");
-        if *held || !self.has_room(self.free()?) {
+        if *held || self.bytes == 0 || !self.has_room(self.free()?) {
             return Ok(());
         }
         match allocate(&self.path, self.bytes) {

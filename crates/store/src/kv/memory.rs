@@ -32,6 +32,13 @@ impl MemoryDisk {
         MemoryDisk::default()
     }
 
+    /// Changes a record behind everybody's back, as a failing disk would.
+    #[cfg(test)]
+    pub(crate) fn damage(&self, index: u64) {
+        let mut platter = self.0.lock().expect("no holder panics");
+        platter.entries.get_mut(&index).expect("the test wrote it").record.bytes = b"something else".as_slice().into();
+    }
+
     pub(crate) fn mount(&self) -> Mounted {
         let mut platter = self.0.lock().expect("no holder panics");
         platter.mounts += 1;

@@ -4,6 +4,7 @@ use std::{
     mem,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, mpsc},
+    time::{Duration, Instant},
 };
 
 use tokio::sync::OwnedSemaphorePermit;
@@ -22,6 +23,9 @@ pub(super) type Room = OwnedSemaphorePermit;
 /// Operations that go into one batch. Their bytes are bounded by the queue.
 const BATCH_OPS: usize = 4096;
 
+/// When nobody has come back for this long, nobody will soon.
+const QUIET: Duration = Duration::from_micros(100);
+
 pub(super) enum Op {
     Append { records: Vec<Record>, seq: u64, done: Done, room: Room },
     Vote { value: Vec<u8>, done: Done, room: Room },
@@ -39,6 +43,30 @@ pub(super) struct Writer {
     committed: Option<Vec<u8>>,
 }
 
+/// The batch before.
+#[derive(Default)]
+struct Served {
+    ops: usize,
+    took: Duration,
+}
+
+/// Takes what is queued. Clients that were told of the last batch come back one after the other, and a batch begun with
+/// the first of them makes the others wait for a sync of their own; so as many as were just served are given a moment.
+/// A single client never waits here.
+fn gather(first: Op, queue: &mpsc::Receiver<Op>, before: &Served) -> Vec<Op> {
+    let mut ops = vec![first];
+    ops.extend(queue.try_iter().take(BATCH_OPS - 1));
+    let deadline = Instant::now() + before.took / 4;
+    while ops.len() < before.ops.min(BATCH_OPS) {
+        let left = deadline.saturating_duration_since(Instant::now()).min(QUIET);
+        match queue.recv_timeout(left) {
+            Ok(op) => ops.push(op),
+            Err(_) => break,
+        }
+    }
+    ops
+}
+
 type Replies = Vec<(Done, Result<(), Error>)>;
 
 impl Writer {
@@ -48,12 +76,15 @@ impl Writer {
 
     /// The thread's life: until the log is closed, or nobody holds it any more.
     pub(super) fn run(mut self, queue: mpsc::Receiver<Op>) {
+        let mut before = Served::default();
         while self.ledger.is_some() {
             let Ok(first) = queue.recv() else { break };
-            let mut ops = vec![first];
-            ops.extend(queue.try_iter().take(BATCH_OPS - 1));
+            let ops = gather(first, &queue, &before);
+            let (count, start) = (ops.len(), Instant::now());
             let served = catch_unwind(AssertUnwindSafe(|| {
-                self.apply(ops).into_iter().for_each(|(done, result)| done(result));
+                let replies = self.apply(ops);
+                before = Served { ops: count, took: start.elapsed() };
+                replies.into_iter().for_each(|(done, result)| done(result));
             }));
             if served.is_err() {
                 self.shared.fail(&Error::damaged(&self.shared.path, "the writer panicked"));

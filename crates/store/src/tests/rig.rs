@@ -3,6 +3,7 @@
 use std::{
     future::Future,
     ops::RangeInclusive,
+    path::Path,
     pin::pin,
     sync::{Arc, mpsc},
     task::{Context, Poll, Wake, Waker},
@@ -39,7 +40,7 @@ pub(crate) enum Ground {
 
 pub(crate) struct Open {
     pub(crate) log: Log,
-    worker: Option<Worker>,
+    pub(crate) worker: Option<Worker>,
 }
 
 impl Ground {
@@ -53,7 +54,7 @@ impl Ground {
 
     pub(crate) fn try_open(&self, cache: usize) -> Result<Open, Error> {
         match self {
-            Ground::Memory(disk) => Ok(Open { log: Log::on(disk)?, worker: None }),
+            Ground::Memory(disk) => Ok(Open { log: Log::on_cached(disk, cache)?, worker: None }),
             Ground::Folder(dir) => {
                 let (log, worker) = Log::open(Config { cache, reserve: 0, ..Config::new(dir.path().join("log")) })?;
                 Ok(Open { log, worker: Some(worker) })
@@ -87,4 +88,48 @@ pub(crate) fn append(log: &Log, records: Vec<Record>) -> Result<(), Error> {
     let (sender, durable) = mpsc::channel();
     wait(log.append(records, move |result| sender.send(result).unwrap()))?;
     durable.recv().unwrap()
+}
+
+/// A small generator with a seed that can be printed and given again.
+pub(crate) struct Dice(u64);
+
+impl From<u64> for Dice {
+    fn from(seed: u64) -> Dice {
+        Dice(seed)
+    }
+}
+
+impl Dice {
+    /// From `OMX_SEED`, or a new one every time; printed, so that a failure can be replayed.
+    pub(crate) fn new() -> Dice {
+        let fresh = || std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
+        let seed = std::env::var("OMX_SEED").map_or_else(|_| fresh(), |seed| seed.parse().unwrap());
+        println!("OMX_SEED={seed}");
+        Dice(seed)
+    }
+
+    pub(crate) fn roll(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// Below `end`, which is not zero.
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        self.roll() % end
+    }
+}
+
+pub(crate) fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
 }

@@ -1,0 +1,144 @@
+//! How fast records become durable, against a plain file on the same disk in the same run.
+//!
+//!     cargo run --release -p store --example append -- [FOLDER] [SECONDS PER ROUND] [ROUNDS]
+//!
+//! Rounds alternate, since a disk's sync time drifts. "raw" appends records to a growing file with one `fdatasync` per
+//! batch; "raw, allocated" does the same inside a file whose blocks were allocated before.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    future::Future,
+    io::{Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+    pin::pin,
+    sync::mpsc,
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use store::{Config, Error, Log, Record};
+
+const VALUE_BYTES: usize = 256;
+const ALLOCATED_BYTES: u64 = 64 << 20;
+
+struct Round {
+    entries: u64,
+    seconds: f64,
+    cpu: f64,
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut args = std::env::args().skip(1);
+    let dir: PathBuf = args.next().map_or_else(std::env::temp_dir, PathBuf::from);
+    let seconds: f64 = args.next().map_or(Ok(3.0), |text| text.parse())?;
+    let rounds: usize = args.next().map_or(Ok(3), |text| text.parse())?;
+    let dir = dir.join(format!("omx-append-{}", std::process::id()));
+    fs::create_dir_all(&dir)?;
+    println!("{:<28}{:>12}{:>12}{:>14}", "", "entries/s", "ratio", "CPU s / s");
+    let mut sums = [[0.0; 3]; 2];
+    for _ in 0..rounds {
+        for (row, in_flight) in [1, 64].into_iter().enumerate() {
+            let span = Duration::from_secs_f64(seconds);
+            let raw = measure(|| raw(&dir.join("raw"), in_flight, span, false))?;
+            let allocated = measure(|| raw_allocated(&dir.join("raw"), in_flight, span))?;
+            let store = measure(|| through_store(&dir.join("store"), in_flight, span))?;
+            for (column, (name, round)) in
+                [("raw", &raw), ("raw, allocated", &allocated), ("store", &store)].into_iter().enumerate()
+            {
+                let rate = round.entries as f64 / round.seconds;
+                sums[row][column] += rate / rounds as f64;
+                let ratio = rate / (raw.entries as f64 / raw.seconds);
+                let name = format!("{name}, {in_flight} in flight");
+                println!("{name:<28}{rate:>12.0}{ratio:>12.2}{:>14.2}", round.cpu / round.seconds);
+            }
+        }
+    }
+    for (in_flight, [raw, allocated, store]) in [1, 64].into_iter().zip(sums) {
+        let (to_raw, to_allocated) = (store / raw, store / allocated);
+        println!(
+            "mean, {in_flight} in flight: store {store:.0}/s = {to_raw:.2} of raw, {to_allocated:.2} of raw allocated"
+        );
+    }
+    fs::remove_dir_all(&dir)?;
+    Ok(())
+}
+
+fn measure(run: impl FnOnce() -> Result<u64, Box<dyn std::error::Error>>) -> Result<Round, Box<dyn std::error::Error>> {
+    let (start, cpu) = (Instant::now(), cpu_seconds());
+    let entries = run()?;
+    Ok(Round { entries, seconds: start.elapsed().as_secs_f64(), cpu: cpu_seconds() - cpu })
+}
+
+fn raw(path: &Path, batch: usize, span: Duration, allocated: bool) -> Result<u64, Box<dyn std::error::Error>> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(!allocated).open(path)?;
+    let records = vec![7; VALUE_BYTES * batch];
+    let (start, mut entries, mut at) = (Instant::now(), 0, 0);
+    while start.elapsed() < span {
+        if allocated && at + records.len() as u64 > ALLOCATED_BYTES {
+            at = file.seek(SeekFrom::Start(0))?;
+        }
+        file.write_all(&records)?;
+        file.sync_data()?;
+        at += records.len() as u64;
+        entries += batch as u64;
+    }
+    Ok(entries)
+}
+
+fn raw_allocated(path: &Path, batch: usize, span: Duration) -> Result<u64, Box<dyn std::error::Error>> {
+    let mut file = File::create(path)?;
+    let zeros = vec![0; 1 << 20];
+    for _ in 0..ALLOCATED_BYTES >> 20 {
+        file.write_all(&zeros)?;
+    }
+    file.sync_all()?;
+    raw(path, batch, span, true)
+}
+
+fn through_store(dir: &Path, in_flight: usize, span: Duration) -> Result<u64, Box<dyn std::error::Error>> {
+    let (log, worker) = Log::open(Config { reserve: 0, ..Config::new(dir) })?;
+    let (sender, acknowledged) = mpsc::channel::<Result<(), Error>>();
+    let mut index = log.bounds().last.map_or(0, |last| last.index + 1);
+    let mut submit = || {
+        let sender = sender.clone();
+        let record = Record { index, bytes: vec![7; VALUE_BYTES].into() };
+        index += 1;
+        // The receiver is gone once the round is over.
+        poll_once(log.append(vec![record], move |result| drop(sender.send(result))))
+    };
+    let (start, mut entries, mut open) = (Instant::now(), 0, 0);
+    while start.elapsed() < span {
+        while open < in_flight {
+            submit()?;
+            open += 1;
+        }
+        // Whoever has been told may write again, as clients do.
+        acknowledged.recv()??;
+        (entries, open) = (entries + 1, open - 1);
+        while let Ok(result) = acknowledged.try_recv() {
+            result?;
+            (entries, open) = (entries + 1, open - 1);
+        }
+    }
+    drop(log);
+    worker.join();
+    fs::remove_dir_all(dir)?;
+    Ok(entries)
+}
+
+/// With so little in flight there is always room, so the future is ready at once.
+fn poll_once(future: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(result) => result,
+        Poll::Pending => panic!("the queue is full with `{VALUE_BYTES}` byte records"),
+    }
+}
+
+/// User and system time of this process; nothing where there is no `/proc`.
+fn cpu_seconds() -> f64 {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    let ticks: f64 = fields.skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
+    // USER_HZ has been 100 on every Linux since it is fixed to that.
+    ticks / 100.0
+}

@@ -1,0 +1,282 @@
+//! The power goes at a random moment: of what was written since a file's last completed sync, any pages may have made it
+//! and any may not. What was acknowledged has to be there, and the store has to open by itself.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+use super::rig::{Dice, append, copy_dir, records, wait};
+use crate::{
+    Bounds, Config, Error, Log, Meta, Record,
+    disk::{Disk, Os},
+};
+
+const PAGE_BYTES: usize = 4096;
+const LIVES: u64 = 12;
+const STEPS: u64 = 120;
+
+/// One thing the client asked for.
+#[derive(Debug, Clone)]
+enum Step {
+    Append(Vec<Record>),
+    Vote(Vec<u8>),
+    Truncate(Option<u64>),
+    Purge(u64),
+}
+
+/// What must be in the store after the acknowledged steps.
+#[derive(Debug, Clone, Default)]
+struct Model {
+    records: BTreeMap<u64, Record>,
+    purged: Option<u64>,
+    vote: Option<Vec<u8>>,
+}
+
+impl Model {
+    fn apply(&mut self, step: Step) {
+        match step {
+            Step::Append(records) => self.records.extend(records.into_iter().map(|record| (record.index, record))),
+            Step::Vote(vote) => self.vote = Some(vote),
+            Step::Truncate(after) => self.records.retain(|index, _| Some(*index) <= after),
+            Step::Purge(to) => {
+                self.records.retain(|index, _| *index > to);
+                self.purged = Some(to);
+            }
+        }
+    }
+
+    fn records(&self) -> Vec<Record> {
+        self.records.values().cloned().collect()
+    }
+}
+
+/// What the client was told, and what it still waits for.
+#[derive(Debug, Clone, Default)]
+struct Told {
+    acknowledged: Model,
+    pending: VecDeque<Step>,
+}
+
+/// The moment of a cut: the disk as it may be found, and what had been promised.
+struct Cut {
+    dir: PathBuf,
+    told: Told,
+}
+
+/// Knows what each file held when its last sync began, and cuts the power at moments it rolls.
+struct Fragile {
+    live: PathBuf,
+    images: PathBuf,
+    state: Mutex<State>,
+    told: Arc<Mutex<Told>>,
+}
+
+struct State {
+    dice: Dice,
+    synced: BTreeMap<PathBuf, Vec<u8>>,
+    cuts: Vec<Cut>,
+}
+
+impl Fragile {
+    fn maybe_cut(&self) {
+        let mut state = self.state.lock().unwrap();
+        if state.dice.below(18) != 0 {
+            return;
+        }
+        let dir = self.images.join(state.cuts.len().to_string());
+        copy_dir(&self.live, &dir);
+        let State { dice, synced, .. } = &mut *state;
+        for (path, synced) in synced {
+            let file = dir.join(path.strip_prefix(&self.live).unwrap());
+            let image = blend(synced, &fs::read(path).unwrap(), dice);
+            fs::write(file, image).unwrap();
+        }
+        let told = self.told.lock().unwrap().clone();
+        state.cuts.push(Cut { dir, told });
+    }
+}
+
+impl Disk for Fragile {
+    fn sync(&self, _file: &File, path: &Path) -> io::Result<()> {
+        let now = fs::read(path)?;
+        self.maybe_cut();
+        self.state.lock().unwrap().synced.insert(path.into(), now);
+        self.maybe_cut();
+        Ok(())
+    }
+
+    fn free(&self, dir: &Path) -> io::Result<u64> {
+        Os.free(dir)
+    }
+
+    fn wrote(&self, _last: u64) {
+        self.maybe_cut();
+    }
+}
+
+/// Each page from before or from now; how many from now differs from cut to cut. A file reaches as far as a page that
+/// made it.
+fn blend(before: &[u8], now: &[u8], dice: &mut Dice) -> Vec<u8> {
+    let odds = dice.below(5);
+    let mut image = before.to_vec();
+    for (page, fresh) in now.chunks(PAGE_BYTES).enumerate() {
+        let at = page * PAGE_BYTES;
+        if before.get(at..at + fresh.len()) != Some(fresh) && dice.below(4) < odds {
+            image.resize(image.len().max(at + fresh.len()), 0);
+            image[at..at + fresh.len()].copy_from_slice(fresh);
+        }
+    }
+    image
+}
+
+/// A client that keeps appends in flight, and now and then votes, truncates or purges.
+fn live(log: &Log, told: &Arc<Mutex<Told>>, dice: &mut Dice) {
+    let submit = |step: &Step| told.lock().unwrap().pending.push_back(step.clone());
+    let acknowledge = |told: &Mutex<Told>| {
+        let mut told = told.lock().unwrap();
+        let step = told.pending.pop_front().unwrap();
+        told.acknowledged.apply(step);
+    };
+    let (sender, acknowledged) = std::sync::mpsc::channel();
+    let mut in_flight = 0;
+    for step in 0..STEPS {
+        let bounds = log.bounds();
+        let next = bounds.last.as_ref().map(|last| last.index + 1);
+        let next = next.or_else(|| told.lock().unwrap().acknowledged.purged.map(|purged| purged + 1)).unwrap_or(0);
+        let kind = dice.below(20);
+        if kind < 17 {
+            let some = (0..1 + dice.below(12)).map(|offset| {
+                let bytes =
+                    vec![(step % 251) as u8; dice.below(900) as usize + usize::from(dice.below(30) == 0) * 9000];
+                Record { index: next + offset, bytes: bytes.into() }
+            });
+            let some: Vec<_> = some.collect();
+            submit(&Step::Append(some.clone()));
+            let (told, sender) = (told.clone(), sender.clone());
+            let done = move |result: Result<(), Error>| {
+                result.unwrap();
+                acknowledge(&told);
+                sender.send(()).unwrap();
+            };
+            wait(log.append(some, done)).unwrap();
+            in_flight += 1;
+            if dice.below(3) > 0 {
+                continue;
+            }
+        }
+        // The rest is asked for one at a time, so that what may be found after a cut stays easy to say.
+        (0..in_flight).for_each(|_| acknowledged.recv().unwrap());
+        in_flight = 0;
+        let (Some(first), Some(last)) = (bounds.first, bounds.last.map(|last| last.index)) else { continue };
+        match kind {
+            17 => {
+                let vote = vec![step as u8; 30];
+                submit(&Step::Vote(vote.clone()));
+                wait(log.put(Meta::Vote, vote)).unwrap();
+                acknowledge(told);
+            }
+            18 => {
+                let after = first + dice.below(last - first + 1);
+                submit(&Step::Truncate(Some(after)));
+                wait(log.truncate_after(Some(after))).unwrap();
+                acknowledge(told);
+            }
+            19 => {
+                let to = first + dice.below(last - first + 1);
+                submit(&Step::Purge(to));
+                wait(log.purge_to(to, to.to_be_bytes().to_vec())).unwrap();
+                acknowledge(told);
+            }
+            _ => {}
+        }
+    }
+    (0..in_flight).for_each(|_| acknowledged.recv().unwrap());
+}
+
+/// Opens the image and holds it against what was promised.
+fn check(cut: &Cut, name: &str) {
+    let config = || Config { reserve: 0, ..Config::new(&cut.dir) };
+    let (log, worker) = Log::open(config()).unwrap_or_else(|cause| panic!("{name} does not open: {cause:?}"));
+    let found = log.read(..).unwrap();
+    let vote = log.get(Meta::Vote);
+    let mut model = cut.told.acknowledged.clone();
+    let may_be = match cut.told.pending.front().cloned() {
+        Some(Step::Append(_)) | None => {
+            let pending = cut.told.pending.iter().flat_map(|step| match step {
+                Step::Append(records) => records.clone(),
+                other => panic!("{other:?} was to be asked for alone"),
+            });
+            let all = [model.records(), pending.collect()].concat();
+            all.starts_with(&found) && found.len() >= model.records.len() && vote == model.vote
+        }
+        Some(Step::Vote(new)) => found == model.records() && (vote == model.vote || vote == Some(new)),
+        Some(Step::Truncate(after)) => {
+            let before = model.records();
+            model.apply(Step::Truncate(after));
+            before.starts_with(&found) && found.starts_with(&model.records()) && vote == model.vote
+        }
+        Some(step @ Step::Purge(_)) => {
+            let before = model.records();
+            model.apply(step);
+            (found == before || found == model.records()) && vote == model.vote
+        }
+    };
+    let indexes =
+        |records: &[Record]| records.first().zip(records.last()).map(|(first, last)| (first.index, last.index));
+    assert!(
+        may_be,
+        "{name}: found {:?}, acknowledged {:?}, pending {:?}",
+        indexes(&found),
+        indexes(&cut.told.acknowledged.records()),
+        cut.told.pending
+    );
+
+    // It goes on from there, and what it shows now stays.
+    let next = found.last().map(|last| last.index + 1).or(purged(&log.bounds()).map(|purged| purged + 1)).unwrap_or(0);
+    append(&log, records(next..=next, 9)).unwrap();
+    wait(log.close()).unwrap();
+    worker.join();
+    let (log, worker) = Log::open(config()).unwrap();
+    assert!(log.read(..).unwrap() == [found, records(next..=next, 9)].concat(), "{name}: other after a restart");
+    wait(log.close()).unwrap();
+    worker.join();
+}
+
+fn purged(bounds: &Bounds) -> Option<u64> {
+    bounds.last_purged.as_ref().map(|note| u64::from_be_bytes(note[..].try_into().unwrap()))
+}
+
+#[test]
+fn no_power_cut_loses_what_was_acknowledged_or_keeps_the_store_from_opening() {
+    let mut dice = Dice::new();
+    let mut cuts = 0;
+    for life in 0..LIVES {
+        let dir = tempfile::tempdir().unwrap();
+        let told = Arc::new(Mutex::new(Told::default()));
+        let fragile = Arc::new(Fragile {
+            live: dir.path().join("live"),
+            images: dir.path().join("images"),
+            state: Mutex::new(State { dice: Dice::from(dice.roll()), synced: BTreeMap::new(), cuts: Vec::new() }),
+            told: told.clone(),
+        });
+        // Half of the lives begin in a store that has been open before.
+        for _ in 0..1 + life % 2 {
+            let config = Config { reserve: 0, cache: 4096, ..Config::new(&fragile.live) };
+            let (log, worker) = Log::open_on(config, fragile.clone()).unwrap();
+            live(&log, &told, &mut dice);
+            wait(log.close()).unwrap();
+            worker.join();
+        }
+        let taken = std::mem::take(&mut fragile.state.lock().unwrap().cuts);
+        for (number, cut) in taken.iter().enumerate() {
+            check(cut, &format!("life {life}, cut {number}"));
+        }
+        cuts += taken.len();
+    }
+    println!("{cuts} cuts");
+    assert!(cuts >= 100, "only {cuts} cuts were made");
+}

@@ -1,0 +1,152 @@
+//! A disk that fills up, on a real small file system where one may be mounted, else on an emulated quota.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tempfile::TempDir;
+
+use super::rig::{append, records, wait};
+use crate::{
+    Config, Error, Log, Meta, Record,
+    disk::{Disk, Os},
+};
+
+const MIB: u64 = 1 << 20;
+
+/// What the folder holds counts against a quota.
+struct Quota(AtomicU64);
+
+impl Disk for Quota {
+    fn sync(&self, file: &File, path: &Path) -> io::Result<()> {
+        Os.sync(file, path)
+    }
+
+    fn free(&self, dir: &Path) -> io::Result<u64> {
+        fn used(dir: &Path) -> u64 {
+            let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+            entries
+                .map(|entry| if entry.path().is_dir() { used(&entry.path()) } else { entry.metadata().unwrap().len() })
+                .sum()
+        }
+        Ok(self.0.load(Ordering::SeqCst).saturating_sub(used(dir)))
+    }
+}
+
+/// A file system of its own, gone with the test.
+struct Tmpfs(TempDir);
+
+impl Tmpfs {
+    fn mount(bytes: u64) -> Option<Tmpfs> {
+        let dir = tempfile::tempdir().unwrap();
+        let size = format!("size={bytes}");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(dir.path()).output();
+        mounted.is_ok_and(|output| output.status.success()).then_some(Tmpfs(dir))
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+fn config(dir: &Path) -> Config {
+    Config { reserve: 16 * MIB, cache: 0, ..Config::new(dir.join("log")) }
+}
+
+/// Appends until the store refuses; returns what it acknowledged.
+fn fill_up(log: &Log) -> (u64, Error) {
+    let mut acknowledged = log.bounds().last.map_or(0, |last| last.index + 1);
+    loop {
+        let record = Record { index: acknowledged, bytes: vec![acknowledged as u8; 64 << 10].into() };
+        match append(log, vec![record]) {
+            Ok(()) => acknowledged += 1,
+            Err(cause) => return (acknowledged, cause),
+        }
+    }
+}
+
+fn a_full_disk_is_a_clean_refusal(dir: &Path, disk: Arc<dyn Disk>, make_room: &dyn Fn()) {
+    let (log, worker) = Log::open_on(config(dir), disk.clone()).unwrap();
+    assert!(!log.space().unwrap().low);
+    let (acknowledged, cause) = fill_up(&log);
+    assert!(matches!(cause, Error::NoSpace { .. }), "{cause:?}");
+    assert!(acknowledged > 0);
+    assert!(log.space().unwrap().low, "the reserve is spent");
+    assert!(log.failure().is_none(), "nothing was half written, so nothing has failed");
+    assert_eq!(log.bounds().last.unwrap().index, acknowledged - 1, "what was refused was not taken");
+    assert_eq!(log.read(..).unwrap().len() as u64, acknowledged);
+    wait(log.close()).unwrap();
+    worker.join();
+
+    // Full from the start: it opens, and all is there.
+    let (log, worker) = Log::open_on(config(dir), disk.clone()).unwrap();
+    assert_eq!(log.read(..).unwrap().len() as u64, acknowledged);
+    assert!(log.space().unwrap().low);
+
+    make_room();
+    append(&log, records(acknowledged..=acknowledged, 1)).unwrap();
+    // Asking is what takes the reserve back, on the writer's thread; the next answer behind a write knows of it.
+    assert!(log.space().unwrap().low);
+    wait(log.put(Meta::Vote, b"vote".to_vec())).unwrap();
+    assert!(!log.space().unwrap().low);
+    wait(log.close()).unwrap();
+    worker.join();
+}
+
+#[test]
+fn a_full_disk_refuses_cleanly_and_serves_again_when_there_is_room() {
+    match Tmpfs::mount(48 * MIB) {
+        Some(tmpfs) => {
+            let ballast = tmpfs.0.path().join("ballast");
+            fs::write(&ballast, vec![0; 20 << 20]).unwrap();
+            a_full_disk_is_a_clean_refusal(tmpfs.0.path(), Arc::new(Os), &|| {
+                let remount = ["-o", "remount,size=1g"];
+                assert!(Command::new("mount").args(remount).arg(tmpfs.0.path()).status().unwrap().success());
+            });
+        }
+        None => on_a_quota(),
+    }
+}
+
+#[test]
+fn a_spent_quota_refuses_cleanly_and_serves_again_when_there_is_room() {
+    on_a_quota();
+}
+
+fn on_a_quota() {
+    let dir = tempfile::tempdir().unwrap();
+    let quota = Arc::new(Quota(AtomicU64::new(48 * MIB)));
+    let raise = quota.clone();
+    a_full_disk_is_a_clean_refusal(dir.path(), quota, &move || raise.0.store(1 << 30, Ordering::SeqCst));
+}
+
+#[test]
+fn a_disk_without_room_for_the_reserve_is_low_from_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let quota = Arc::new(Quota(AtomicU64::new(12 * MIB)));
+    let (log, _worker) = Log::open_on(config(dir.path()), quota).unwrap();
+    assert!(log.space().unwrap().low);
+    append(&log, records(0..=9, 1)).unwrap();
+}
+
+#[test]
+fn large_records_stay_in_the_file_that_is_synced() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, worker) = Log::open(config(dir.path())).unwrap();
+    for index in 0..20 {
+        append(&log, vec![Record { index, bytes: vec![index as u8; 300_000].into() }]).unwrap();
+    }
+    wait(log.close()).unwrap();
+    worker.join();
+    let blobs: PathBuf = dir.path().join("log/sled/blobs");
+    assert_eq!(fs::read_dir(blobs).unwrap().count(), 0, "sled never syncs what lies there");
+}
