@@ -304,6 +304,7 @@ impl Log {
         failed.expect("the sender lives in what this handle holds, and the condition asks for a failure")
     }
 
+    /// What `failed` would return, if it would return now.
     pub fn failure(&self) -> Option<Error> {
         self.shared.failure.borrow().clone()
     }
