@@ -27,7 +27,12 @@ pub enum Error {
     TooLarge { name: &'static str, bytes: usize, max: usize },
     #[error("the answer of `{peer}` to `{protocol}` is too large")]
     AnswerTooLarge { peer: NodeId, protocol: Protocol },
-    /// Too much of ours is waiting to be sent.
+    /// What was asked may have been done.
+    #[error("the answer of `{peer}` to `{protocol}` cannot be read: {what}")]
+    Malformed { peer: NodeId, protocol: Protocol, what: String },
+    #[error("too much gossip is waiting to be sent")]
+    QueueFull,
+    /// Too much of ours is waiting for answers.
     #[error("too much is under way to `{peer}`")]
     Busy { peer: NodeId },
     /// Nothing was said to the peer.
@@ -66,11 +71,14 @@ pub enum Fault {
 impl Error {
     pub fn fault(&self) -> Fault {
         match self {
-            Self::Bind { .. } | Self::Setup { .. } | Self::NotRunning | Self::Busy { .. } => Fault::Here,
+            Self::Bind { .. } | Self::Setup { .. } | Self::NotRunning | Self::QueueFull | Self::Busy { .. } => {
+                Fault::Here
+            }
             Self::Undeclared(_) | Self::UndeclaredTopic(_) | Self::NotAMember { .. } | Self::TooLarge { .. } => {
                 Fault::Caller
             }
             Self::AnswerTooLarge { .. }
+            | Self::Malformed { .. }
             | Self::Unreachable { .. }
             | Self::NoAnswer { .. }
             | Self::Broken { .. }
@@ -84,6 +92,7 @@ impl Error {
     pub fn retry(&self) -> bool {
         match self {
             Self::Busy { .. }
+            | Self::QueueFull
             | Self::Unreachable { .. }
             | Self::NoAnswer { .. }
             | Self::Broken { .. }
@@ -98,7 +107,7 @@ impl Error {
     /// Whether the peer may have done what it was asked, for all we know.
     pub fn maybe_done(&self) -> bool {
         match self {
-            Self::Broken { .. } | Self::Deadline { .. } | Self::AnswerTooLarge { .. } => true,
+            Self::Broken { .. } | Self::Deadline { .. } | Self::AnswerTooLarge { .. } | Self::Malformed { .. } => true,
             Self::Refused { refusal, .. } => *refusal == Refusal::Late,
             _ => false,
         }
@@ -110,9 +119,13 @@ impl Error {
                 Some("stop what listens there, or choose another port".to_owned())
             }
             Self::Refused { protocol, refusal: Refusal::UnknownProtocol { speaks }, .. } => {
-                let ours = Protocol::split(protocol.name()).map(|(_, major)| major);
-                let newer = *speaks > ours;
-                Some(if newer { "upgrade this node" } else { "upgrade the other node" }.to_owned())
+                let ours = Protocol::split(protocol.name()).map_or(0, |(_, major)| major);
+                let hint = match speaks {
+                    Some(theirs) if *theirs > ours => "upgrade this node",
+                    Some(_) => "upgrade the other node",
+                    None => "run the same version on both nodes",
+                };
+                Some(hint.to_owned())
             }
             Self::Refused { refusal: Refusal::NotAMember, .. } => {
                 Some("the other node may not have heard of us yet, or has removed us".to_owned())

@@ -15,6 +15,7 @@ use crate::admission::Member;
 use crate::error::Error;
 use crate::mem;
 use crate::protocol::{Protocol, Refusal};
+use crate::real;
 use crate::reception::Reception;
 use crate::services::Services;
 use crate::stream::{ByteStream, Carrier};
@@ -35,6 +36,7 @@ pub struct Task(pub(crate) Inner);
 
 pub(crate) enum Inner {
     Mem(mem::Task),
+    Real(Box<real::Task>),
 }
 
 /// How a member is doing, seen from here.
@@ -230,6 +232,10 @@ impl Task {
     pub fn run(self, services: Services, shutdown: CancellationToken) -> BoxFuture<'static, ()> {
         match self.0 {
             Inner::Mem(task) => {
+                task.open(services);
+                Box::pin(task.run(shutdown))
+            }
+            Inner::Real(task) => {
                 task.open(services);
                 Box::pin(task.run(shutdown))
             }

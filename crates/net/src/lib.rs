@@ -7,22 +7,30 @@
 //! switch on. Both share the rules: `admission`, `score` and `reception` decide, transports carry out.
 
 mod admission;
+mod bulk;
 mod clock;
+mod config;
 mod error;
+mod greeting;
 mod handle;
 pub mod identity;
 pub mod mem;
 mod protocol;
+mod random;
+mod real;
 mod reception;
 mod score;
 mod services;
 mod stream;
+mod swarm;
 
 pub use admission::Member;
 pub use clock::Clock;
+pub use config::{Config, Limits};
 pub use error::{Error, Fault};
 pub use handle::{Addresses, Net, PeerStatus, Stranger, Task};
 pub use identity::{Keypair, Signature, verify};
 pub use protocol::{Allowed, Protocol, Refusal, RequestSpec, Roles, StreamSpec, TopicSpec};
+pub use real::new;
 pub use services::{Caller, Services, Verdict};
 pub use stream::ByteStream;

@@ -4,7 +4,6 @@
 //! order that differs between runs. On a single-threaded executor with virtual time, a seed replays to the same trace.
 
 mod fabric;
-mod random;
 mod task;
 mod wire;
 

@@ -62,6 +62,12 @@ impl Roles {
     }
 }
 
+/// The longest a request's deadline can be. What takes longer is a stream.
+pub(crate) const REQUEST_DEADLINE_MAX: Duration = Duration::from_secs(60);
+
+/// The largest message of any topic.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+
 /// Who may open a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Allowed {

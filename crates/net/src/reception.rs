@@ -274,9 +274,9 @@ impl Reception {
 
     // What is known about peers, for people.
 
-    pub(crate) fn linked(&self, peer: &NodeId, via: String) {
+    pub(crate) fn linked(&self, peer: &NodeId, links: u32, via: String) {
         self.note(peer, |known, now| {
-            known.links = known.links.saturating_add(1);
+            known.links = links;
             known.via = Some(via);
             known.last_seen = Some(now);
         });
@@ -290,6 +290,10 @@ impl Reception {
                 known.round_trip = None;
             }
         });
+    }
+
+    pub(crate) fn is_linked(&self, peer: &NodeId) -> bool {
+        self.state().peers.get(peer).is_some_and(|known| known.links > 0)
     }
 
     pub(crate) fn heard(&self, peer: &NodeId, round_trip: Option<Duration>) {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use types::{NodeId, Role};
 
-use crate::protocol::{Protocol, Refusal, RequestSpec, StreamSpec, TopicSpec};
+use crate::protocol::{MESSAGE_BYTES_MAX, Protocol, REQUEST_DEADLINE_MAX, Refusal, RequestSpec, StreamSpec, TopicSpec};
 use crate::stream::ByteStream;
 
 /// Who asks. The id is proven by the transport, the role comes from the member list, never from a message.
@@ -53,21 +53,19 @@ impl Services {
     /// Answers requests. The handler's future is dropped at the deadline and when the caller is removed from the mesh.
     ///
     /// # Panics
-    /// Where the name is taken; so do the others.
+    /// Where the name is taken or a limit is beyond what is possible; so do the others.
     pub fn on_request(
         mut self,
         spec: RequestSpec,
         handler: impl Fn(Caller, Bytes) -> BoxFuture<'static, Result<Bytes, Refusal>> + Send + Sync + 'static,
     ) -> Self {
-        self.claim(spec.protocol.name());
-        self.requests.insert(spec.protocol.name(), (spec, Some(Arc::new(handler))));
+        self.insert_request(spec, Some(Arc::new(handler)));
         self
     }
 
     /// Declares requests this node sends and does not answer.
     pub fn sends_request(mut self, spec: RequestSpec) -> Self {
-        self.claim(spec.protocol.name());
-        self.requests.insert(spec.protocol.name(), (spec, None));
+        self.insert_request(spec, None);
         self
     }
 
@@ -89,6 +87,7 @@ impl Services {
         handler: impl Fn(Caller, Bytes) -> Verdict + Send + Sync + 'static,
     ) -> Self {
         self.claim(spec.name);
+        assert!(spec.message_bytes_max <= MESSAGE_BYTES_MAX, "`{}` allows larger messages than gossip can", spec.name);
         self.topics.insert(spec.name, (spec, Arc::new(handler)));
         self
     }
@@ -133,6 +132,13 @@ impl Services {
         };
         let answered = self.requests.iter().filter(|(_, (_, handler))| handler.is_some()).map(|(name, _)| *name);
         Refusal::UnknownProtocol { speaks: answered.chain(self.streams.keys().copied()).filter_map(majors).max() }
+    }
+
+    fn insert_request(&mut self, spec: RequestSpec, handler: Option<OnRequest>) {
+        let name = spec.protocol.name();
+        self.claim(name);
+        assert!(spec.deadline <= REQUEST_DEADLINE_MAX, "`{name}` waits longer than a request may");
+        self.requests.insert(name, (spec, handler));
     }
 
     fn claim(&self, name: &'static str) {

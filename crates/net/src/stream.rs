@@ -13,7 +13,8 @@ pub(crate) trait Carrier: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Carrier for T {}
 
-/// A stream to or from a peer. Who ends it well calls `shutdown`. Both directions must be served at the same time, or
+/// A stream to or from a peer. What is written may rest in a buffer until `flush`: over TLS the last bytes of a burst do,
+/// now and then. Who ends a stream well calls `shutdown`. Both directions must be served at the same time, or
 /// in turns agreed on beforehand: two ends that both write everything before they read wait for each other for ever.
 pub struct ByteStream {
     carrier: Box<dyn Carrier>,

@@ -10,10 +10,10 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use types::NodeId;
 
-use super::random::Random;
 use super::task::{Delivery, Port, Task};
 use crate::clock::Clock;
 use crate::handle::{Inner, Net, Task as NetTask};
+use crate::random::Random;
 use crate::reception::Reception;
 
 /// Deliveries that wait for one node's task. One more is lost, as a full socket buffer would lose it.
@@ -152,10 +152,6 @@ impl Fabric {
     /// virtual clock give equal traces.
     pub fn trace(&self) -> u64 {
         self.state().trace
-    }
-
-    pub(super) fn clock(&self) -> &Clock {
-        &self.0.clock
     }
 
     pub(super) fn changed(&self) -> &Notify {

@@ -228,7 +228,7 @@ impl Port {
     fn note_links(&self) {
         for status in self.reception.peers() {
             match (self.fabric.linked(&self.local(), &status.id), status.connected) {
-                (true, false) => self.reception.linked(&status.id, "memory".to_owned()),
+                (true, false) => self.reception.linked(&status.id, 1, "memory".to_owned()),
                 (false, true) => self.reception.unlinked(&status.id, 0),
                 _ => {}
             }

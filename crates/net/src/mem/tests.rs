@@ -170,6 +170,7 @@ fn a_stranger_reaches_nothing_but_what_is_for_strangers() {
         stranger.publish(NEWS.name, Bytes::from_static(b"lies")).unwrap();
         let mut stream = stranger.connect_stranger(target, id(0), JOIN.protocol).await.unwrap();
         stream.write_all(b"let me in").await.unwrap();
+        stream.flush().await.unwrap();
         let mut back = [0; 9];
         stream.read_exact(&mut back).await.unwrap();
         assert_eq!(&back, b"let me in");
@@ -275,10 +276,23 @@ fn a_stream_stalls_at_a_cut_and_goes_on_after_it() {
         let mut stream = world.net(0).connect(id(1), COPY.protocol).await.unwrap();
         world.fabric.isolate(id(1));
         stream.write_all(b"x").await.unwrap();
+        stream.flush().await.unwrap();
         let clock = world.time.clock();
         let early = clock.within(Duration::from_secs(30), stream.read_u8()).await;
         assert!(early.is_none() && world.fabric.stats().cut > 0);
         world.fabric.heal();
+        assert_eq!(stream.read_u8().await.unwrap(), b'x');
+    });
+}
+
+#[test]
+fn what_is_not_flushed_need_not_arrive() {
+    World::new(1, 2).run(|world| async move {
+        let mut stream = world.net(0).connect(id(1), COPY.protocol).await.unwrap();
+        stream.write_all(b"x").await.unwrap();
+        let clock = world.time.clock();
+        assert!(clock.within(Duration::from_secs(5), stream.read_u8()).await.is_none());
+        stream.flush().await.unwrap();
         assert_eq!(stream.read_u8().await.unwrap(), b'x');
     });
 }

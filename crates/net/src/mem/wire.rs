@@ -1,6 +1,7 @@
 //! A stream between two nodes, as long as the wire between them.
 //!
-//! A stream that ends without `shutdown` reads as broken, as it does over TLS: a test must not take a crash for an end.
+//! It has the manners of TLS, so that a test in memory finds what would fail there: a stream that ends without `shutdown`
+//! reads as broken, and what is written without `flush` need not arrive.
 
 use std::io;
 use std::pin::Pin;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
+use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use types::NodeId;
 
@@ -16,9 +18,14 @@ use super::fabric::Fabric;
 /// What the wire holds at each end, and what it moves at once.
 const BUFFER: usize = 64 * 1024;
 
+/// What an end keeps back without `flush`.
+const UNFLUSHED_MAX: usize = 16 * 1024;
+
 /// One end of a stream.
 pub(super) struct End {
     io: DuplexStream,
+    /// Written and not flushed; at most `UNFLUSHED_MAX`.
+    unflushed: BytesMut,
     /// Set by `shutdown` here.
     ended_here: Flag,
     /// Set when the `shutdown` of the other end has come over the wire.
@@ -40,7 +47,11 @@ pub(super) fn wire() -> (End, Wire, End) {
     let end = || {
         let (io, inner) = tokio::io::duplex(BUFFER);
         let flags = (Flag::default(), Flag::default());
-        (End { io, ended_here: flags.0.clone(), ended_there: flags.1.clone() }, inner, flags)
+        (
+            End { io, unflushed: BytesMut::new(), ended_here: flags.0.clone(), ended_there: flags.1.clone() },
+            inner,
+            flags,
+        )
     };
     let (far_end, far, far_flags) = end();
     let (near_end, near, near_flags) = end();
@@ -93,16 +104,33 @@ impl AsyncRead for End {
     }
 }
 
+impl End {
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.unflushed.is_empty() {
+            let written = ready!(Pin::new(&mut self.io).poll_write(cx, &self.unflushed))?;
+            self.unflushed.advance(written);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl AsyncWrite for End {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
+        if self.unflushed.len() >= UNFLUSHED_MAX {
+            ready!(self.poll_drain(cx))?;
+        }
+        let taken = bytes.len().min(UNFLUSHED_MAX - self.unflushed.len());
+        self.unflushed.extend_from_slice(&bytes[..taken]);
+        Poll::Ready(Ok(taken))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_drain(cx))?;
         Pin::new(&mut self.io).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_drain(cx))?;
         // Before the bytes end, so that the wire finds it set when they do.
         self.ended_here.store(true, Ordering::Relaxed);
         Pin::new(&mut self.io).poll_shutdown(cx)
