@@ -294,3 +294,32 @@ async fn a_stopped_network_says_so_and_leaves_nothing_waiting() {
     assert!(matches!(net.connect(b.id(), COPY.protocol).await, Err(Error::NotRunning)));
     eventually("the handler is dropped", || b.slow() == 0).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_panics_costs_its_caller_one_request() {
+    let panicking = |_| {
+        Services::new()
+            .on_request(ECHO, |_, body| Box::pin(async { Ok(body) }))
+            .on_request(VOTE, |_, _| Box::pin(async { panic!("as the test wants") }))
+            .on_stream(COPY, |_, _| Box::pin(async { panic!("as the test wants") }))
+    };
+    let (a, b) = (Peer::start(1).await, Peer::with(2, panicking, Limits::default()).await);
+    introduce(&[&a, &b], Role::Node).await;
+    let lost = a.net.request(b.id(), VOTE.protocol, Bytes::new()).await.unwrap_err();
+    assert!(lost.maybe_done(), "{lost}");
+    let mut stream = a.net.connect(b.id(), COPY.protocol).await.unwrap();
+    assert!(within(stream.read_u8()).await.is_err());
+    assert_eq!(a.echo(&b, b"still here").await.unwrap(), "still here");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unspecified_address_is_published_as_those_of_the_interfaces() {
+    let any = (std::net::Ipv4Addr::UNSPECIFIED, 0).into();
+    let keypair = Keypair::from_seed([1; 32]);
+    let config = Config { keypair, mesh: any, bulk: any, mdns: false, limits: Limits::default() };
+    let (net, _task) = net::new(config).await.unwrap();
+    let addresses = net.addresses();
+    assert!(!addresses.mesh.is_empty() && !addresses.bulk.is_empty());
+    assert!(addresses.bulk.iter().all(|address| !address.ip().is_unspecified() && address.port() != 0));
+    assert!(addresses.mesh.iter().all(|address| !address.contains("/0.0.0.0/") && !address.contains("/tcp/0")));
+}
