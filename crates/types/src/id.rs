@@ -81,7 +81,7 @@ macro_rules! random_hex_id {
 
             fn from_str(text: &str) -> Result<Self, ParseIdError> {
                 let mut bytes = [0; 16];
-                if text.len() != 32 || !text.is_ascii() {
+                if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
                     return Err(ParseIdError);
                 }
                 for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {

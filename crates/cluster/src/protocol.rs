@@ -1,0 +1,169 @@
+//! What nodes say to each other about the registry, beside the consensus itself.
+
+use net::{Allowed, Protocol, RequestSpec, Roles, Signature, StreamSpec};
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+use types::{MeshId, NodeId, RequestId};
+
+use crate::raft::network::{CALLS, MESSAGE_MAX, SNAPSHOTS};
+use crate::raft::wire::Blob;
+use crate::registry::{Actor, Outcome, Registry, StateHash, Verb};
+use crate::view::Step;
+
+pub(crate) const ASK: Protocol = Protocol::new("/omx/registry/1");
+pub(crate) const FOLLOW: Protocol = Protocol::new("/omx/follow/1");
+pub(crate) const JOIN: Protocol = Protocol::new("omx-join/1");
+
+/// Longer than the consensus takes for anything it answers at all.
+const ASK_DEADLINE: Duration = Duration::from_secs(10);
+
+pub(crate) const ASK_SPEC: RequestSpec = RequestSpec {
+    protocol: ASK,
+    // Workers too: they report their addresses and leave. What else they ask, the registry refuses.
+    roles: Roles::ALL,
+    request_bytes_max: 512 << 10,
+    response_bytes_max: 64 << 10,
+    deadline: ASK_DEADLINE,
+    concurrency_per_peer: 1_024,
+};
+
+pub(crate) const CALLS_SPEC: RequestSpec = RequestSpec {
+    protocol: CALLS,
+    roles: Roles::NODES,
+    request_bytes_max: MESSAGE_MAX,
+    response_bytes_max: 64 << 10,
+    deadline: ASK_DEADLINE,
+    concurrency_per_peer: 64,
+};
+
+pub(crate) const SNAPSHOTS_SPEC: StreamSpec = StreamSpec {
+    protocol: SNAPSHOTS,
+    allowed: Allowed::Members(Roles::NODES),
+    concurrency_per_peer: 2,
+    concurrency_total: 4,
+};
+
+pub(crate) const FOLLOW_SPEC: StreamSpec = StreamSpec {
+    protocol: FOLLOW,
+    allowed: Allowed::Members(Roles::ALL),
+    concurrency_per_peer: 2,
+    // One more is refused and looks for another peer to follow.
+    concurrency_total: 64,
+};
+
+pub(crate) const JOIN_SPEC: StreamSpec =
+    StreamSpec { protocol: JOIN, allowed: Allowed::Strangers, concurrency_per_peer: 1, concurrency_total: 8 };
+
+/// A write, as the node that took it sends it to the leader.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Proposal {
+    pub(crate) mesh: MeshId,
+    pub(crate) id: RequestId,
+    pub(crate) by: Actor,
+    pub(crate) verb: Verb,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Ask {
+    /// A proposal's bytes, signed by the node its actor names.
+    Write { proposal: Blob, signature: Signature },
+    /// From which index on the registry is no older than now?
+    ReadIndex,
+    /// The sender is going down and wants others to vote in its place.
+    GiveUpSeat,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Told {
+    Outcome(Outcome),
+    ReadIndex(u64),
+    /// Nothing was done. Perhaps this one leads.
+    NotLeader {
+        leader: Option<NodeId>,
+    },
+    /// Nothing was done: no room on the leader's disk.
+    NoSpace,
+    /// It may have been done.
+    Unknown,
+    /// The seat is somebody else's now, or there is nobody to take it.
+    Seat {
+        given_up: bool,
+    },
+}
+
+/// A voter's word that the registry at `index` has this hash.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Word {
+    pub(crate) index: u64,
+    pub(crate) hash: StateHash,
+    pub(crate) voter: NodeId,
+    pub(crate) signature: Signature,
+}
+
+/// The first thing a follower says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Hold {
+    pub(crate) index: u64,
+    pub(crate) hash: StateHash,
+}
+
+/// What it hears, again and again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Bulletin {
+    /// How long ago the sender, or whom it follows, was sure to be up to date. Two who follow each other grow old
+    /// together and notice.
+    pub(crate) age_ms: u64,
+    pub(crate) news: News,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum News {
+    /// Nothing new.
+    Still,
+    /// These steps lead from what was sent before to the word.
+    Steps {
+        steps: Vec<(u64, Step)>,
+        word: Word,
+    },
+    Whole {
+        registry: Box<Registry>,
+        word: Word,
+    },
+    /// The sender has nothing a voter has signed.
+    Nothing,
+}
+
+/// The bytes a voter signs.
+pub(crate) fn word_statement(mesh: MeshId, index: u64, hash: &StateHash) -> Vec<u8> {
+    crate::statement(&("omx word 1", mesh, index, hash))
+}
+
+/// The bytes a proposal's origin signs.
+pub(crate) fn proposal_statement(proposal: &[u8]) -> Vec<u8> {
+    [b"omx proposal 1", proposal].concat()
+}
+
+impl codec::Record for Proposal {
+    const VERSION: u8 = 1;
+    const LIMIT: usize = 256 << 10;
+}
+
+impl codec::Record for Ask {
+    const VERSION: u8 = 1;
+    const LIMIT: usize = 300 << 10;
+}
+
+impl codec::Record for Told {
+    const VERSION: u8 = 1;
+    const LIMIT: usize = 64 << 10;
+}
+
+impl codec::Record for Hold {
+    const VERSION: u8 = 1;
+    const LIMIT: usize = 1 << 10;
+}
+
+impl codec::Record for Bulletin {
+    const VERSION: u8 = 1;
+    const LIMIT: usize = 80 << 20;
+}

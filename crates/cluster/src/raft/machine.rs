@@ -1,0 +1,156 @@
+//! The registry as the consensus drives it: applies committed entries, makes and takes snapshots.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{Stream, TryStreamExt};
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend};
+use types::RaftId;
+
+use super::wire::Image;
+use super::{LogId, Membership, Snapshot, SnapshotMeta, StoredMembership, Types};
+use crate::pack;
+use crate::registry::Seats;
+use crate::runtime::Runtime;
+use crate::shelf::Shelf;
+use crate::view::{Step, View};
+
+const SNAPSHOT: &str = "registry";
+
+/// Keeps the newest snapshot. A slow build never takes the place of a newer one that came in meanwhile.
+#[derive(Clone)]
+struct Keeper {
+    shelf: Shelf,
+    newest: Arc<futures::lock::Mutex<Option<LogId>>>,
+}
+
+impl Keeper {
+    async fn save(&self, image: &Image, bytes: Bytes) -> io::Result<()> {
+        let mut newest = self.newest.lock().await;
+        if image.last() >= *newest {
+            self.shelf.save(SNAPSHOT, bytes).await?;
+            *newest = image.last();
+        }
+        Ok(())
+    }
+
+    fn load(&self) -> io::Result<Option<(Image, Bytes)>> {
+        let Some(bytes) = self.shelf.load(SNAPSHOT)? else { return Ok(None) };
+        let image = codec::decode(&bytes).map_err(io::Error::other)?;
+        Ok(Some((image, bytes)))
+    }
+}
+
+pub(crate) struct Machine<R: Runtime> {
+    view: Arc<View<R>>,
+    last: Option<LogId>,
+    seats: StoredMembership,
+    keeper: Keeper,
+}
+
+impl<R: Runtime> Machine<R> {
+    /// Starts from the newest snapshot, if there is one.
+    pub(crate) fn open(view: Arc<View<R>>, shelf: Shelf) -> io::Result<Self> {
+        let keeper = Keeper { shelf, newest: Arc::default() };
+        let image = keeper.load()?.map(|(image, _)| image);
+        let mut machine = Self { view, last: None, seats: StoredMembership::default(), keeper };
+        if let Some(image) = image {
+            machine.take_over(image)?;
+        }
+        Ok(machine)
+    }
+
+    /// Makes a snapshot's state this machine's own, in memory.
+    fn take_over(&mut self, image: Image) -> io::Result<()> {
+        self.seats = image.stored_membership().map_err(io::Error::other)?;
+        self.last = image.last();
+        self.view.voted.replace(image.registry);
+        self.view.announce();
+        Ok(())
+    }
+
+    fn image(&self) -> Image {
+        Image::new(self.last, &self.seats, self.view.voted.registry(Clone::clone))
+    }
+}
+
+fn seats(membership: &Membership) -> Seats {
+    Seats {
+        voters: membership.voter_ids().map(RaftId).collect(),
+        learners: membership.learner_ids().map(RaftId).collect(),
+        changing: membership.get_joint_config().len() > 1,
+    }
+}
+
+impl<R: Runtime> RaftStateMachine<Types<R>> for Machine<R> {
+    type SnapshotData = Bytes;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        Ok((self.last, self.seats.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<Types<R>>>> + Unpin + OptionalSend,
+    {
+        while let Some((entry, responder)) = entries.try_next().await? {
+            let id = entry.log_id;
+            let step = match &entry.payload {
+                EntryPayload::Blank => Step::Blank,
+                EntryPayload::Normal(sealed) => Step::command(sealed.0.clone()),
+                EntryPayload::Membership(membership) => {
+                    self.seats = StoredMembership::new(Some(id), membership.clone());
+                    Step::Seats(seats(membership))
+                }
+            };
+            let outcome = self.view.voted.take(id.index, step).map_err(io::Error::other)?;
+            self.last = Some(id);
+            if let Some(responder) = responder {
+                let unasked = Ok(crate::registry::Done::Changed { index: id.index });
+                responder.send(outcome.unwrap_or(unasked));
+            }
+        }
+        self.view.announce();
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        Builder { image: self.image(), keeper: self.keeper.clone() }
+    }
+
+    async fn install_snapshot(&mut self, _meta: &SnapshotMeta, snapshot: Bytes) -> io::Result<()> {
+        let image: Image = codec::decode(&snapshot).map_err(io::Error::other)?;
+        self.keeper.save(&image, snapshot).await?;
+        self.take_over(image)
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
+        let Some((image, bytes)) = self.keeper.load()? else { return Ok(None) };
+        Ok(Some(Snapshot { meta: meta(&image)?, snapshot: bytes }))
+    }
+}
+
+fn meta(image: &Image) -> io::Result<SnapshotMeta> {
+    let last_membership = image.stored_membership().map_err(io::Error::other)?;
+    Ok(SnapshotMeta { last_log_id: image.last(), last_membership })
+}
+
+/// Writes one snapshot while the machine goes on.
+pub(crate) struct Builder {
+    image: Image,
+    keeper: Keeper,
+}
+
+impl<R: Runtime> RaftSnapshotBuilder<Types<R>> for Builder {
+    type SnapshotData = Bytes;
+
+    async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
+        let bytes = pack(&self.image);
+        self.keeper.save(&self.image, bytes.clone()).await?;
+        tracing::debug!(applied = self.image.registry.applied(), "snapshot written");
+        Ok(Snapshot { meta: meta(&self.image)?, snapshot: bytes })
+    }
+}

@@ -1,0 +1,206 @@
+//! What all nodes agree on: a pure function of the log.
+//!
+//! `Registry::apply` has no clock, no randomness and no IO: times and random ids arrive inside commands, so that the
+//! same index means the same bytes on every node. Load, health and progress never come here.
+
+mod access;
+mod command;
+mod journal;
+mod keys;
+pub(crate) mod members;
+mod settings;
+mod tokens;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use serde::{Deserialize, Serialize};
+use types::{MeshId, NodeId, NodeName, RaftId, RequestId, UnixMillis};
+
+pub use access::Actor;
+pub use command::{Command, Done, Outcome, Refused, Verb};
+pub use journal::JournalEntry;
+pub use keys::{ApiKey, KeyHash, KeyId};
+pub use members::{Addresses, Candidate, Member, Proof, Removed};
+pub use settings::{Change, Definition, Setting, Settings};
+pub use tokens::{JoinToken, TokenId, TokenPrefix};
+
+/// How many finished requests are remembered so that a retry gets the first answer. At the limit the oldest is
+/// forgotten; every verb is idempotent by itself as well, so that a later retry is merely judged anew.
+const FINISHED_MAX: usize = 16_384;
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registry {
+    applied: u64,
+    mesh: Option<Mesh>,
+    members: BTreeMap<NodeId, Member>,
+    removed: BTreeMap<NodeId, Removed>,
+    tokens: BTreeMap<TokenId, JoinToken>,
+    keys: BTreeMap<KeyId, ApiKey>,
+    settings: Settings,
+    seats: Seats,
+    journal: VecDeque<JournalEntry>,
+    finished: Finished,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mesh {
+    pub id: MeshId,
+    pub founded_at: UnixMillis,
+}
+
+/// Who sits in the consensus group. Follows the log's membership entries, so that those outside it know whose word
+/// to take.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seats {
+    pub voters: BTreeSet<RaftId>,
+    pub learners: BTreeSet<RaftId>,
+    /// A change is half done: until it is through, a majority of the voters before it must agree as well.
+    pub changing: bool,
+}
+
+/// BLAKE3 over a registry's canonical bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct StateHash(pub [u8; 32]);
+
+/// The latest requests and what became of them, oldest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Finished {
+    order: VecDeque<RequestId>,
+    outcomes: BTreeMap<RequestId, Outcome>,
+}
+
+impl codec::Record for Registry {
+    const VERSION: u8 = 1;
+    /// Ten thousand members with their labels and addresses stay well below it.
+    const LIMIT: usize = 64 << 20;
+}
+
+impl Registry {
+    /// Index of the last log entry this state includes.
+    pub fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    pub fn mesh(&self) -> Option<&Mesh> {
+        self.mesh.as_ref()
+    }
+
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.members.values()
+    }
+
+    pub fn member(&self, id: &NodeId) -> Option<&Member> {
+        self.members.get(id)
+    }
+
+    pub fn member_named(&self, name: &NodeName) -> Option<&Member> {
+        self.members().find(|member| member.name == *name)
+    }
+
+    pub fn member_with(&self, raft: RaftId) -> Option<&Member> {
+        self.members().find(|member| member.raft == raft)
+    }
+
+    pub fn is_removed(&self, id: &NodeId) -> bool {
+        self.removed.contains_key(id)
+    }
+
+    pub fn tokens(&self) -> impl Iterator<Item = (&TokenId, &JoinToken)> {
+        self.tokens.iter()
+    }
+
+    pub fn keys(&self) -> impl Iterator<Item = (&KeyId, &ApiKey)> {
+        self.keys.iter()
+    }
+
+    pub fn key(&self, id: &KeyId) -> Option<&ApiKey> {
+        self.keys.get(id)
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub fn seats(&self) -> &Seats {
+        &self.seats
+    }
+
+    /// What was changed, by whom, oldest first; the last few hundred.
+    pub fn journal(&self) -> impl DoubleEndedIterator<Item = &JournalEntry> {
+        self.journal.iter()
+    }
+
+    pub fn hash(&self) -> StateHash {
+        StateHash(*blake3::hash(&crate::pack(self)).as_bytes())
+    }
+
+    /// Carries out one command. A refusal is an outcome like any other: the log goes on.
+    pub fn apply(&mut self, index: u64, command: &Command) -> Outcome {
+        self.applied = index;
+        if let Some(outcome) = self.finished.outcomes.get(&command.id) {
+            return outcome.clone();
+        }
+        let outcome = self.judge(command).and_then(|()| self.carry_out(index, command));
+        self.finished.remember(command.id, outcome.clone());
+        self.note(index, command, &outcome);
+        outcome
+    }
+
+    /// An entry of the log that carries no command.
+    pub(crate) fn pass(&mut self, index: u64) {
+        self.applied = index;
+    }
+
+    pub(crate) fn seat(&mut self, index: u64, seats: Seats) {
+        self.applied = index;
+        self.seats = seats;
+    }
+
+    fn carry_out(&mut self, index: u64, command: &Command) -> Outcome {
+        let Command { at, by, verb, .. } = command;
+        match verb {
+            Verb::Found { mesh, member } => return self.found(*mesh, member, *at),
+            Verb::AddMember(proof) => return self.add_member(index, proof, *at),
+            Verb::RemoveMember { node } => self.remove_member(node, by, *at)?,
+            Verb::SetAddresses { node, addresses } => self.set_addresses(node, addresses)?,
+            Verb::SetLabels { node, set, unset } => self.set_labels(node, set, unset)?,
+            Verb::SetDrain { node, drain } => self.set_drain(node, *drain)?,
+            Verb::CreateToken { id, token } => self.create_token(*id, token, *at)?,
+            Verb::RevokeToken { id } => self.tokens.remove(id).map(|_| ()).ok_or(Refused::UnknownToken)?,
+            Verb::SetConfig { key, value, expect } => {
+                let change = Change { value: Some(value.clone()), index, at: *at, by: by.clone() };
+                self.settings.set(key, change, *expect)?
+            }
+            Verb::ResetConfig { key } => {
+                self.settings.set(key, Change { value: None, index, at: *at, by: by.clone() }, None)?
+            }
+            Verb::RollbackConfig { key, to } => self.settings.roll_back(key, *to, index, *at, by)?,
+            Verb::CreateKey { id, key } => self.create_key(id, key)?,
+            Verb::RevokeKey { id } => {
+                self.keys.remove(id).map(|_| ()).ok_or_else(|| Refused::UnknownKey(id.clone()))?
+            }
+        };
+        Ok(Done::Changed { index })
+    }
+}
+
+impl Finished {
+    fn remember(&mut self, id: RequestId, outcome: Outcome) {
+        while self.order.len() >= FINISHED_MAX {
+            if let Some(oldest) = self.order.pop_front() {
+                self.outcomes.remove(&oldest);
+            }
+        }
+        self.order.push_back(id);
+        self.outcomes.insert(id, outcome);
+    }
+}
+
+impl std::fmt::Display for StateHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&blake3::Hash::from_bytes(self.0).to_hex())
+    }
+}
+
+#[cfg(test)]
+mod tests;

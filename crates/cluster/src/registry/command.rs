@@ -1,0 +1,127 @@
+//! What can be asked of the registry, and what it answers. Variants are only ever added at the end: a node that meets
+//! one it does not know stops, since skipping it would make its state differ.
+
+use serde::{Deserialize, Serialize};
+use types::{Label, MeshId, NodeId, NodeName, RaftId, RequestId, Role, UnixMillis};
+
+use super::{Actor, Addresses, ApiKey, Candidate, JoinToken, KeyId, Proof, TokenId};
+
+/// One entry of the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Command {
+    pub id: RequestId,
+    /// The leader's clock when it took the command.
+    pub at: UnixMillis,
+    pub by: Actor,
+    pub verb: Verb,
+}
+
+impl codec::Record for Command {
+    const VERSION: u8 = 1;
+    const LIMIT: usize = 256 << 10;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verb {
+    /// The first command of every mesh: its id and first member.
+    Found {
+        mesh: MeshId,
+        member: Candidate,
+    },
+    AddMember(Box<Proof>),
+    RemoveMember {
+        node: NodeId,
+    },
+    SetAddresses {
+        node: NodeId,
+        addresses: Addresses,
+    },
+    SetLabels {
+        node: NodeId,
+        set: Vec<Label>,
+        unset: Vec<String>,
+    },
+    SetDrain {
+        node: NodeId,
+        drain: bool,
+    },
+    CreateToken {
+        id: TokenId,
+        token: JoinToken,
+    },
+    RevokeToken {
+        id: TokenId,
+    },
+    /// `expect` is the index of the change the caller has seen (0: never set); the write is refused if another came
+    /// between.
+    SetConfig {
+        key: String,
+        value: String,
+        expect: Option<u64>,
+    },
+    ResetConfig {
+        key: String,
+    },
+    RollbackConfig {
+        key: String,
+        to: u64,
+    },
+    CreateKey {
+        id: KeyId,
+        key: ApiKey,
+    },
+    RevokeKey {
+        id: KeyId,
+    },
+}
+
+pub type Outcome = Result<Done, Refused>;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Done {
+    Changed { index: u64 },
+    Joined { index: u64, raft: RaftId, name: NodeName, role: Role },
+}
+
+impl Done {
+    pub fn index(&self) -> u64 {
+        match self {
+            Self::Changed { index } | Self::Joined { index, .. } => *index,
+        }
+    }
+}
+
+/// Why the registry did not do as asked. The state is as before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refused {
+    #[error("this mesh is founded already")]
+    AlreadyFounded,
+    #[error("node `{0}` is not a member")]
+    UnknownMember(NodeId),
+    #[error("node `{0}` was removed from this mesh and its key is barred")]
+    Barred(NodeId),
+    #[error("`{0}` may not do this: {1}")]
+    Denied(Actor, String),
+    #[error("the token is not known to this mesh: it was revoked, or never made here")]
+    UnknownToken,
+    #[error("the token has expired")]
+    TokenExpired,
+    #[error("the token is used up")]
+    TokenUsedUp,
+    #[error("the proof of the token is wrong")]
+    TokenProof,
+    #[error("there is no setting `{key}`")]
+    UnknownSetting { key: String, suggestion: Option<String> },
+    #[error("`{value}` is not a value for `{key}`: {why}")]
+    BadValue { key: String, value: String, why: String },
+    #[error("`{key}` was changed at index {found}, not {expected}")]
+    Conflict { key: String, expected: u64, found: u64 },
+    #[error("`{key}` has no change at index {index} in its history")]
+    NoSuchChange { key: String, index: u64 },
+    #[error("there is no key `{0}`")]
+    UnknownKey(KeyId),
+    #[error("{what} are limited to {limit}")]
+    Full { what: String, limit: usize },
+    #[error("node `{0}` is the last one that can vote")]
+    LastVoter(NodeId),
+}

@@ -1,0 +1,53 @@
+//! What was asked, by whom, and what became of it: the registry's own short memory for people and for the audit.
+
+use serde::{Deserialize, Serialize};
+use types::UnixMillis;
+
+use super::{Actor, Command, Outcome, Registry, Verb};
+
+/// At the limit the oldest entry is dropped; the audit log of a node keeps more.
+const ENTRIES_MAX: usize = 256;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalEntry {
+    pub index: u64,
+    pub at: UnixMillis,
+    pub by: Actor,
+    /// One line for people; holds no secret.
+    pub what: String,
+    /// Why it was refused, if it was.
+    pub refused: Option<String>,
+}
+
+impl Registry {
+    pub(super) fn note(&mut self, index: u64, command: &Command, outcome: &Outcome) {
+        while self.journal.len() >= ENTRIES_MAX {
+            self.journal.pop_front();
+        }
+        let refused = outcome.as_ref().err().map(ToString::to_string);
+        let what = describe(&command.verb);
+        self.journal.push_back(JournalEntry { index, at: command.at, by: command.by.clone(), what, refused });
+    }
+}
+
+fn describe(verb: &Verb) -> String {
+    match verb {
+        Verb::Found { mesh, member } => format!("found mesh {mesh} with node {}", member.name),
+        Verb::AddMember(proof) => format!("add node {} ({})", proof.joiner.name, proof.joiner.id),
+        Verb::RemoveMember { node } => format!("remove node {node}"),
+        Verb::SetAddresses { node, .. } => format!("new addresses of node {node}"),
+        Verb::SetLabels { node, set, unset } => {
+            let set = set.iter().map(ToString::to_string);
+            let changes: Vec<_> = set.chain(unset.iter().map(|key| format!("-{key}"))).collect();
+            format!("label node {node}: {}", changes.join(" "))
+        }
+        Verb::SetDrain { node, drain } => format!("{} node {node}", if *drain { "drain" } else { "undrain" }),
+        Verb::CreateToken { id, token } => format!("create {} token {id} for {} uses", token.role, token.uses_left),
+        Verb::RevokeToken { id } => format!("revoke token {id}"),
+        Verb::SetConfig { key, value, .. } => format!("set {key} = {value}"),
+        Verb::ResetConfig { key } => format!("reset {key}"),
+        Verb::RollbackConfig { key, to } => format!("roll {key} back to its value at {to}"),
+        Verb::CreateKey { id, key } => format!("create key {id} ({})", key.name),
+        Verb::RevokeKey { id } => format!("revoke key {id}"),
+    }
+}

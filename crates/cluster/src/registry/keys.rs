@@ -1,0 +1,66 @@
+//! API keys, as the registry knows them: a hash and what it opens.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use types::{Scopes, UnixMillis};
+
+use super::{Refused, Registry};
+
+const KEYS_MAX: usize = 1_024;
+
+/// The part of a key that is no secret: 12 hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct KeyId(String);
+
+/// BLAKE3 of the whole key. A key has 256 random bits, so that no slow hash is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyHash(pub [u8; 32]);
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiKey {
+    pub name: String,
+    pub hash: KeyHash,
+    pub scopes: Scopes,
+    pub created_at: UnixMillis,
+    pub expires_at: Option<UnixMillis>,
+}
+
+impl ApiKey {
+    pub fn expired(&self, now: UnixMillis) -> bool {
+        self.expires_at.is_some_and(|end| end <= now)
+    }
+}
+
+impl KeyId {
+    pub(crate) fn from_bytes(bytes: [u8; 6]) -> Self {
+        Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+}
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for KeyId {
+    type Err = Refused;
+
+    fn from_str(text: &str) -> Result<Self, Refused> {
+        let id = Self(text.chars().take(40).collect());
+        let good = text.len() == 12 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        if good { Ok(id) } else { Err(Refused::UnknownKey(id)) }
+    }
+}
+
+impl Registry {
+    pub(super) fn create_key(&mut self, id: &KeyId, key: &ApiKey) -> Result<(), Refused> {
+        if self.keys.len() >= KEYS_MAX && !self.keys.contains_key(id) {
+            return Err(Refused::Full { what: "keys".to_owned(), limit: KEYS_MAX });
+        }
+        self.keys.insert(id.clone(), key.clone());
+        Ok(())
+    }
+}

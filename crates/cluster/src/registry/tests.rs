@@ -1,0 +1,251 @@
+use std::time::Duration;
+
+use net::Keypair;
+use types::{Label, Role, Scope};
+
+use super::members::join_statement;
+use super::*;
+
+const NOW: UnixMillis = UnixMillis(1_790_000_000_000);
+const HOUR: Duration = Duration::from_secs(3_600);
+
+struct Log {
+    registry: Registry,
+    index: u64,
+}
+
+fn keypair(seed: u8) -> Keypair {
+    Keypair::from_seed([seed; 32])
+}
+
+fn candidate(seed: u8) -> Candidate {
+    let name = "box".parse().unwrap();
+    let addresses = Addresses { mesh: Vec::new(), bulk: vec!["10.0.0.1:11437".parse().unwrap()] };
+    Candidate { id: keypair(seed).node_id(), name, addresses, incarnation: [seed; 16] }
+}
+
+fn user(seed: u8) -> Actor {
+    Actor::User { node: keypair(seed).node_id(), uid: 1000 }
+}
+
+impl Log {
+    fn founded() -> Self {
+        let mut log = Self { registry: Registry::default(), index: 1 };
+        let verb = Verb::Found { mesh: MeshId::from_bytes([9; 16]), member: candidate(1) };
+        log.give(Actor::Node(keypair(1).node_id()), verb).unwrap();
+        log
+    }
+
+    fn give(&mut self, by: Actor, verb: Verb) -> Outcome {
+        self.index += 1;
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&self.index.to_be_bytes());
+        self.registry.apply(self.index, &Command { id: RequestId::from_bytes(id), at: NOW, by, verb })
+    }
+
+    fn token(&mut self, seed: u8, role: Role, uses_left: u32) -> Keypair {
+        let key = keypair(seed);
+        let token = JoinToken { role, uses_left, created_at: NOW, expires_at: NOW.after(HOUR) };
+        self.give(user(1), Verb::CreateToken { id: TokenId::of(key.node_id()), token }).unwrap();
+        key
+    }
+
+    fn join(&mut self, token: &Keypair, joiner: Candidate) -> Outcome {
+        let (acceptor, nonce) = (keypair(1).node_id(), [5; 32]);
+        let mesh = self.registry.mesh().unwrap().id;
+        let signature = token.sign(&join_statement(mesh, &joiner, acceptor, &nonce));
+        let proof = Proof { token: TokenId::of(token.node_id()), joiner, acceptor, nonce, signature };
+        self.give(Actor::Node(acceptor), Verb::AddMember(Box::new(proof)))
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Outcome {
+        self.give(user(1), Verb::SetConfig { key: key.into(), value: value.into(), expect: None })
+    }
+}
+
+#[test]
+fn a_member_votes_under_the_index_that_added_it_and_under_a_new_one_once_it_has_lost_its_disk() {
+    let mut log = Log::founded();
+    let token = log.token(50, Role::Node, 1);
+    let first = log.join(&token, candidate(2)).unwrap();
+    assert!(matches!(first, Done::Joined { raft, .. } if raft == RaftId(log.index)));
+    let reborn = Candidate { incarnation: [77; 16], ..candidate(2) };
+    let second = log.join(&token, reborn).unwrap();
+    assert!(matches!(second, Done::Joined { raft, .. } if raft == RaftId(log.index)), "{second:?}");
+    assert_eq!(log.registry.members().count(), 2);
+}
+
+#[test]
+fn a_join_repeated_by_the_same_joiner_costs_no_second_use() {
+    let mut log = Log::founded();
+    let token = log.token(50, Role::Node, 1);
+    let Done::Joined { raft, .. } = log.join(&token, candidate(2)).unwrap() else { panic!() };
+    let again = log.join(&token, candidate(2)).unwrap();
+    assert!(matches!(again, Done::Joined { raft: same, .. } if same == raft));
+    assert_eq!(log.join(&token, candidate(3)), Err(Refused::TokenUsedUp));
+}
+
+#[test]
+fn a_name_that_is_taken_gets_a_number() {
+    let mut log = Log::founded();
+    let token = log.token(50, Role::Node, 2);
+    log.join(&token, candidate(2)).unwrap();
+    log.join(&token, candidate(3)).unwrap();
+    let names: Vec<_> = log.registry.members().map(|member| member.name.to_string()).collect();
+    assert!(["box", "box-2", "box-3"].iter().all(|name| names.contains(&(*name).to_owned())), "{names:?}");
+}
+
+#[test]
+fn a_proof_made_for_another_joiner_or_mesh_or_acceptor_opens_nothing() {
+    let mut log = Log::founded();
+    let token = log.token(50, Role::Node, 9);
+    let (acceptor, nonce) = (keypair(1).node_id(), [5; 32]);
+    let mesh = log.registry.mesh().unwrap().id;
+    let sign = |mesh, joiner: &Candidate, acceptor, nonce| token.sign(&join_statement(mesh, joiner, acceptor, nonce));
+    let other = keypair(8).node_id();
+    for signature in [
+        sign(mesh, &candidate(3), acceptor, &nonce),
+        sign(MeshId::from_bytes([0; 16]), &candidate(2), acceptor, &nonce),
+        sign(mesh, &candidate(2), other, &nonce),
+        sign(mesh, &candidate(2), acceptor, &[6; 32]),
+        keypair(51).sign(&join_statement(mesh, &candidate(2), acceptor, &nonce)),
+    ] {
+        let token = TokenId::of(token.node_id());
+        let proof = Proof { token, joiner: candidate(2), acceptor, nonce, signature };
+        let outcome = log.give(Actor::Node(acceptor), Verb::AddMember(Box::new(proof)));
+        assert_eq!(outcome, Err(Refused::TokenProof));
+    }
+}
+
+#[test]
+fn only_admins_of_nodes_change_the_mesh() {
+    let mut log = Log::founded();
+    let token = log.token(50, Role::Worker, 1);
+    log.join(&token, candidate(2)).unwrap();
+    let key = |scope| ApiKey {
+        name: "k".into(),
+        hash: KeyHash([0; 32]),
+        scopes: [scope].into_iter().collect(),
+        created_at: NOW,
+        expires_at: None,
+    };
+    let (admin, reader) = (KeyId::from_bytes([1; 6]), KeyId::from_bytes([2; 6]));
+    log.give(user(1), Verb::CreateKey { id: admin.clone(), key: key(Scope::Admin) }).unwrap();
+    log.give(user(1), Verb::CreateKey { id: reader.clone(), key: key(Scope::Read) }).unwrap();
+    let node = keypair(1).node_id();
+    let verb = || Verb::SetConfig { key: "mesh.name".into(), value: "x".into(), expect: None };
+    for (by, allowed) in [
+        (user(1), true),
+        (Actor::Key { node, key: admin.clone() }, true),
+        (Actor::Key { node, key: reader }, false),
+        (Actor::Key { node, key: KeyId::from_bytes([3; 6]) }, false),
+        (Actor::Key { node: keypair(2).node_id(), key: admin }, false),
+        (Actor::Node(node), false),
+        (user(2), false),
+        (user(9), false),
+    ] {
+        assert_eq!(log.give(by.clone(), verb()).is_ok(), allowed, "{by}");
+    }
+}
+
+#[test]
+fn a_removed_node_is_barred_and_the_last_node_cannot_be_removed() {
+    let mut log = Log::founded();
+    let token = log.token(50, Role::Node, 5);
+    log.join(&token, candidate(2)).unwrap();
+    let node = keypair(2).node_id();
+    log.give(user(1), Verb::RemoveMember { node }).unwrap();
+    assert_eq!(log.join(&token, candidate(2)), Err(Refused::Barred(node)));
+    let last = keypair(1).node_id();
+    assert_eq!(log.give(user(1), Verb::RemoveMember { node: last }), Err(Refused::LastVoter(last)));
+}
+
+#[test]
+fn a_setting_keeps_its_history_and_rolls_back_to_any_of_it() {
+    let mut log = Log::founded();
+    let first = log.set("voters.max", "3").unwrap().index();
+    log.set("voters.max", "7").unwrap();
+    assert_eq!(log.registry.settings().voters_max(), 7);
+    log.give(user(1), Verb::RollbackConfig { key: "voters.max".into(), to: first }).unwrap();
+    assert_eq!(log.registry.settings().get("voters.max").unwrap(), ("3", log.index));
+    log.give(user(1), Verb::RollbackConfig { key: "voters.max".into(), to: 0 }).unwrap();
+    assert_eq!(log.registry.settings().voters_max(), 5);
+    let missing = log.give(user(1), Verb::RollbackConfig { key: "voters.max".into(), to: 999 });
+    assert_eq!(missing, Err(Refused::NoSuchChange { key: "voters.max".into(), index: 999 }));
+    assert_eq!(log.registry.settings().history("voters.max").unwrap().count(), 4);
+}
+
+#[test]
+fn a_setting_written_on_an_old_index_is_refused() {
+    let mut log = Log::founded();
+    let seen = log.set("mesh.name", "a").unwrap().index();
+    log.set("mesh.name", "b").unwrap();
+    let verb = Verb::SetConfig { key: "mesh.name".into(), value: "c".into(), expect: Some(seen) };
+    assert!(matches!(log.give(user(1), verb), Err(Refused::Conflict { expected, .. }) if expected == seen));
+    assert_eq!(log.registry.settings().mesh_name(), "b");
+}
+
+#[test]
+fn unknown_settings_get_a_suggestion_and_bad_values_a_reason() {
+    let mut log = Log::founded();
+    let near = log.set("voter.max", "3").unwrap_err();
+    assert_eq!(near, Refused::UnknownSetting { key: "voter.max".into(), suggestion: Some("voters.max".into()) });
+    assert!(matches!(log.set("xyzzy", "3"), Err(Refused::UnknownSetting { suggestion: None, .. })));
+    for (key, value) in [("voters.max", "4"), ("api.anonymous", "admin"), ("voters.replace_after_s", "-1")] {
+        assert!(matches!(log.set(key, value), Err(Refused::BadValue { .. })), "{key} {value}");
+    }
+    log.set("api.anonymous", "none").unwrap();
+    assert!(log.registry.settings().anonymous().is_empty());
+}
+
+#[test]
+fn every_default_passes_its_own_check() {
+    for definition in Settings::definitions() {
+        let mut log = Log::founded();
+        log.set(definition.key, definition.default).unwrap();
+    }
+}
+
+#[test]
+fn a_request_sent_twice_is_carried_out_once() {
+    let mut log = Log::founded();
+    let verb = Verb::SetConfig { key: "mesh.name".into(), value: "a".into(), expect: Some(0) };
+    let command = Command { id: RequestId::from_bytes([3; 16]), at: NOW, by: user(1), verb };
+    let first = log.registry.apply(10, &command);
+    assert_eq!(log.registry.apply(11, &command), first);
+    assert_eq!(log.registry.settings().history("mesh.name").unwrap().count(), 1);
+}
+
+#[test]
+fn the_same_log_gives_the_same_hash_and_survives_its_own_bytes() {
+    let run = || {
+        let mut log = Log::founded();
+        let token = log.token(50, Role::Node, 5);
+        log.join(&token, candidate(2)).unwrap();
+        log.set("mesh.name", "a").unwrap();
+        let set = vec![Label { key: "gpu".into(), value: "4090".into() }];
+        let node = keypair(2).node_id();
+        log.give(user(1), Verb::SetLabels { node, set, unset: Vec::new() }).unwrap();
+        log.registry
+    };
+    let registry = run();
+    assert_eq!(registry.hash(), run().hash());
+    let again: Registry = codec::decode(&crate::pack(&registry)).unwrap();
+    assert_eq!((again.hash(), &again), (registry.hash(), &registry));
+}
+
+/// These bytes are on disks. If this test fails, the version must rise and the old form must still be read.
+#[test]
+fn a_command_has_the_bytes_it_always_had() {
+    let by = Actor::User { node: NodeId::from_public_key([1; 32]), uid: 7 };
+    let verb = Verb::SetConfig { key: "k".into(), value: "v".into(), expect: Some(3) };
+    let command = Command { id: RequestId::from_bytes([2; 16]), at: UnixMillis(4), by, verb };
+    let mut golden = vec![1];
+    golden.extend([2; 16]);
+    golden.push(4);
+    golden.push(1);
+    golden.extend([1; 32]);
+    golden.push(7);
+    golden.extend([8, 1, b'k', 1, b'v', 1, 3]);
+    assert_eq!(crate::pack(&command), golden);
+}

@@ -1,0 +1,133 @@
+//! The loops that keep a node's hold on the registry, and its end.
+
+use std::time::Duration;
+
+use openraft::AsyncRuntime;
+use openraft::async_runtime::WatchReceiver;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::Cluster;
+use crate::error::Error;
+use crate::registry::{Actor, Addresses, Verb};
+use crate::runtime::Runtime;
+use crate::{follow, voters};
+
+/// After a change, the registry is written for the next start within this time: changes come in swarms.
+const KEEP_AFTER: Duration = Duration::from_millis(500);
+
+/// Between two looks at whether the consensus still stands.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+pub struct Task<R: Runtime> {
+    cluster: Cluster<R>,
+}
+
+/// Why the task ended.
+#[derive(Debug)]
+pub enum End {
+    /// It was asked to.
+    Shutdown,
+    /// This node is no member any more.
+    Removed,
+    /// Nothing can be promised any more; the node must stop.
+    Failed(Error),
+}
+
+impl<R: Runtime> std::fmt::Debug for Task<R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Task")
+    }
+}
+
+impl<R: Runtime> Task<R> {
+    pub(crate) fn new(cluster: Cluster<R>) -> Self {
+        Self { cluster }
+    }
+
+    /// Runs until it is told to stop or cannot go on. The consensus is stopped when this returns.
+    pub async fn run(self, shutdown: CancellationToken) -> End {
+        let cluster = self.cluster;
+        let loops = async {
+            let followed = follow::run(cluster.clone());
+            let seated = voters::task::run(cluster.clone());
+            futures::join!(followed, seated, keep(&cluster), publish_addresses(&cluster));
+        };
+        let end = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => End::Shutdown,
+            end = watch_for_end(&cluster) => end,
+            () = loops => End::Shutdown,
+        };
+        if let Some(raft) = &cluster.0.raft
+            && let Err(error) = raft.shutdown().await
+        {
+            tracing::warn!(%error, "the consensus did not stop in good order");
+        }
+        end
+    }
+}
+
+/// Returns when this node cannot go on.
+async fn watch_for_end<R: Runtime>(cluster: &Cluster<R>) -> End {
+    let me = cluster.id();
+    let mut changes = cluster.changes();
+    loop {
+        cluster.admit_members();
+        if cluster.view(|registry| registry.is_removed(&me)) {
+            return End::Removed;
+        }
+        if let Some(error) = cluster.0.log.failure() {
+            return End::Failed(error.into());
+        }
+        if let Some(raft) = &cluster.0.raft {
+            let metrics = raft.metrics();
+            let running = metrics.borrow_watched().running_state.clone();
+            if let Err(error) = running {
+                return End::Failed(Error::Consensus(error.to_string()));
+            }
+            // A node that lost its seat while it was away must not call elections it cannot win.
+            let unseated = cluster.0.view.followed.registry(|held| {
+                held.applied() > cluster.0.view.voted.registry(crate::Registry::applied)
+                    && !held.seats().voters.contains(&cluster.belonging().raft)
+            });
+            raft.runtime_config().elect(!unseated);
+        }
+        let _ = <R::Async as AsyncRuntime>::timeout(LOOK_EVERY, changes.next()).await;
+    }
+}
+
+/// Writes the registry for the next start, soon after it has changed.
+async fn keep<R: Runtime>(cluster: &Cluster<R>) {
+    let mut changes = cluster.changes();
+    let mut kept = 0;
+    loop {
+        changes.reach(kept + 1).await;
+        let registry = cluster.view(Clone::clone);
+        match follow::keep(&cluster.0.shelf, &registry).await {
+            Ok(()) => kept = registry.applied(),
+            // The consensus keeps its own; this one only shortens the next start.
+            Err(error) => tracing::warn!(%error, "the registry could not be kept for the next start"),
+        }
+        <R::Async as AsyncRuntime>::sleep(KEEP_AFTER).await;
+    }
+}
+
+/// Tells the mesh where this node can be reached, whenever that changes.
+async fn publish_addresses<R: Runtime>(cluster: &Cluster<R>) {
+    let me = cluster.id();
+    let mut seen = cluster.0.net.addresses();
+    loop {
+        let addresses =
+            Addresses { mesh: seen.mesh.iter().cloned().collect(), bulk: seen.bulk.iter().copied().collect() };
+        let known = cluster.view(|registry| registry.member(&me).map(|member| member.addresses.clone()));
+        if known.is_some_and(|known| known != addresses) {
+            let verb = Verb::SetAddresses { node: me, addresses };
+            if let Err(error) = cluster.write(Actor::Node(me), verb).await {
+                tracing::warn!(%error, "the mesh does not know our new addresses yet");
+                <R::Async as AsyncRuntime>::sleep(LOOK_EVERY).await;
+                continue;
+            }
+        }
+        seen = cluster.0.net.addresses_other_than(&seen).await;
+    }
+}

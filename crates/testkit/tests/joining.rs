@@ -1,0 +1,171 @@
+//! Who gets in, who stays out, who votes.
+
+use std::time::Duration;
+
+use cluster::{Actor, Consistency, Error, JoinError, Refused, Verb};
+use testkit::{World, on_seeds, sleep};
+use types::Role;
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+#[test]
+fn one_of_a_hundred_uses_of_a_one_use_token_gets_in() {
+    on_seeds(1, async |world| {
+        world.mesh(3).await;
+        let token = world.cluster(0).create_token(world.admin(0), Role::Node, 1, HOUR).await.unwrap();
+        let clock = world.wall_clock();
+        let joiners: Vec<_> = (100..200)
+            .map(|number| {
+                let candidate = world.candidate(number);
+                let (net, task) = world.fabric.join(candidate.id);
+                (candidate, net, task)
+            })
+            .collect();
+        let stop = tokio_util::sync::CancellationToken::new();
+        let attempts = joiners.into_iter().map(|(candidate, net, task)| {
+            let (token, stop) = (token.clone(), stop.clone());
+            async move {
+                let serving = task.run(net::Services::new(), stop.clone());
+                let joining = async {
+                    // Turned away because too many knock at once: knock again.
+                    loop {
+                        match cluster::join::<cluster::Sim>(&net, &token, &candidate, clock).await {
+                            Err(error) if error.retry() => sleep(Duration::from_millis(50)).await,
+                            done => return done,
+                        }
+                    }
+                };
+                let (mut serving, joining) = (std::pin::pin!(serving), std::pin::pin!(joining));
+                match futures::future::select(joining, &mut serving).await {
+                    futures::future::Either::Left((done, _)) => done,
+                    futures::future::Either::Right(_) => panic!("the network ended first"),
+                }
+            }
+        });
+        let outcomes = futures::future::join_all(attempts).await;
+        let joined = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+        let used_up = outcomes.iter().filter(|o| matches!(o, Err(JoinError::Refused(Refused::TokenUsedUp)))).count();
+        assert_eq!((joined, used_up), (1, 99), "{outcomes:?}");
+        let members = world.cluster(0).read(Consistency::Linearizable, |r| r.members().count()).await.unwrap();
+        assert_eq!(members, 4);
+        stop.cancel();
+    });
+}
+
+#[test]
+fn a_token_refused_says_why() {
+    on_seeds(1, async |world| {
+        world.mesh(1).await;
+        world.settle("an address", |w| !w.cluster(0).view(|r| r.members().all(|m| m.addresses.bulk.is_empty()))).await;
+        let (cluster, admin) = (world.cluster(0), world.admin(0));
+        let short = cluster.create_token(admin.clone(), Role::Node, 1, Duration::from_secs(5)).await.unwrap();
+        sleep(Duration::from_secs(6)).await;
+        let expired = world.join_with(1, &short).await.unwrap_err();
+        assert!(matches!(expired, JoinError::Refused(Refused::TokenExpired)), "{expired}");
+        let revoked = cluster.create_token(admin.clone(), Role::Node, 1, HOUR).await.unwrap();
+        cluster.write(admin, Verb::RevokeToken { id: revoked.id() }).await.unwrap();
+        let revoked = world.join_with(2, &revoked).await.unwrap_err();
+        assert!(matches!(revoked, JoinError::Refused(Refused::UnknownToken)), "{revoked}");
+    });
+}
+
+#[test]
+fn a_joiner_that_dies_half_way_gets_in_with_the_same_token_and_costs_one_use() {
+    on_seeds(1, async |world| {
+        world.mesh(3).await;
+        let token = world.cluster(0).create_token(world.admin(0), Role::Node, 1, HOUR).await.unwrap();
+        // The join is carried out, the joiner dies before it has kept anything of it.
+        world.join_with(3, &token).await.unwrap();
+        world.kill(3).await;
+        world.join_with(3, &token).await.expect("the same joiner is known");
+        let refused = world.join_with(4, &token).await.unwrap_err();
+        assert!(matches!(refused, JoinError::Refused(Refused::TokenUsedUp)), "{refused}");
+    });
+}
+
+#[test]
+fn a_removed_node_stops_and_stays_out_even_with_a_fresh_token() {
+    on_seeds(1, async |world| {
+        world.mesh(3).await;
+        world.join(3, Role::Node).await;
+        let id = world.nodes[&3].id;
+        world.cluster(0).write(world.admin(0), Verb::RemoveMember { node: id }).await.unwrap();
+        let knows = move |w: &World, number: usize| w.cluster(number).view(|r| r.is_removed(&id));
+        world.settle("all others to bar it", |w| (0..3).all(|number| knows(w, number))).await;
+        for number in 0..3 {
+            let up = world.nodes[&number].up.as_ref().unwrap();
+            assert!(up.net.peers().iter().all(|peer| peer.id != id), "node {number} still counts it in");
+        }
+        world.kill(3).await;
+        let token = world.cluster(0).create_token(world.admin(0), Role::Node, 1, HOUR).await.unwrap();
+        let refused = world.join_with(3, &token).await.unwrap_err();
+        assert!(matches!(refused, JoinError::Refused(Refused::Barred(_))), "{refused}");
+    });
+}
+
+#[test]
+fn a_worker_acts_on_itself_alone_and_never_votes() {
+    on_seeds(1, async |world| {
+        world.mesh(2).await;
+        world.join(2, Role::Worker).await;
+        world.join(3, Role::Worker).await;
+        let (me, other) = (world.nodes[&2].id, world.nodes[&3].id);
+        let worker = world.cluster(2);
+        let user = Actor::User { node: me, uid: 0 };
+        for verb in [
+            Verb::SetConfig { key: "mesh.name".into(), value: "mine".into(), expect: None },
+            Verb::RemoveMember { node: other },
+            Verb::SetDrain { node: other, drain: true },
+            Verb::SetLabels { node: me, set: Vec::new(), unset: Vec::new() },
+        ] {
+            let refused = worker.write(user.clone(), verb.clone()).await.unwrap_err();
+            assert!(matches!(refused, Error::Refused(Refused::Denied(..))), "{verb:?}: {refused}");
+        }
+        // In the name of somebody else it is not even a proposal of its own.
+        let forged = Actor::User { node: world.nodes[&0].id, uid: 0 };
+        let verb = Verb::SetConfig { key: "mesh.name".into(), value: "mine".into(), expect: None };
+        let refused = worker.write(forged, verb).await.unwrap_err();
+        assert!(matches!(refused, Error::Refused(Refused::Denied(..))), "{refused}");
+        worker.write(user, Verb::SetDrain { node: me, drain: true }).await.expect("its own machine");
+        assert_eq!(world.voters(), vec![0]);
+    });
+}
+
+#[test]
+fn twelve_members_have_five_voters_and_all_read_what_any_of_them_writes() {
+    on_seeds(1, async |world| {
+        world.mesh(12).await;
+        for writer in [0, 5, 11] {
+            let value = format!("by node {writer}");
+            world.set(writer, "mesh.name", &value).await.unwrap();
+            for reader in 0..12 {
+                let name = |registry: &cluster::Registry| registry.settings().mesh_name().to_owned();
+                let read = world.cluster(reader).read(Consistency::Linearizable, name).await.unwrap();
+                assert_eq!(read, value, "at node {reader}");
+            }
+        }
+        let voter = *world.voters().iter().find(|voter| Some(**voter) != world.leader()).unwrap();
+        world.kill(voter).await;
+        world
+            .settle("another in its seat", move |world| {
+                let voters = world.voters();
+                voters.len() == 5 && !voters.contains(&voter)
+            })
+            .await;
+        world.converge().await;
+    });
+}
+
+#[test]
+fn a_node_that_stops_in_good_order_gives_its_seat_and_the_lead_to_others() {
+    on_seeds(2, async |world| {
+        world.mesh(4).await;
+        let leader = world.leader().unwrap();
+        let cluster = world.cluster(leader);
+        cluster.step_aside(Duration::from_secs(8)).await;
+        assert!(!cluster.is_leader());
+        world.kill(leader).await;
+        let others = world.voters();
+        assert!(others.len() == 3 && !others.contains(&leader), "{others:?}");
+    });
+}
