@@ -1,10 +1,13 @@
 //! One node: its parts, built and started in order and stopped in reverse, behind one facade.
 
 mod api;
+#[cfg(feature = "test-util")]
+pub mod test_util;
 
 pub use api::{
     Api, Error, Event, Figures, KeyInfo, Link, NodeInfo, NodeState, Readiness, Seat, SettingInfo, Status, TokenInfo,
 };
+pub use cluster::Error as RegistryError;
 pub use cluster::{
     Actor, Change, Consistency, JournalEntry, KeyId, NewKey, Refused, StateHash, Token, TokenId, TokenPrefix,
 };

@@ -1,0 +1,60 @@
+//! A mesh of one in memory, for the tests of what stands on this crate. Its registry is the real one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cluster::{Belonging, Candidate, Cluster, Live, Outside, Parts, Shelf, Start};
+use net::mem::Fabric;
+use net::{Clock, Keypair};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use types::{MeshId, RaftId, Role};
+
+use crate::api::{Api, Event, now};
+
+/// A node without a disk or a network. Dropped, it is gone.
+#[derive(Debug)]
+pub struct Solo {
+    pub api: Api,
+    _tasks: JoinSet<()>,
+}
+
+impl Solo {
+    /// Returns when it leads.
+    pub async fn start() -> Self {
+        let keypair = Keypair::generate();
+        let (net, net_task) = Fabric::new(1, Clock::tokio()).join(keypair.node_id());
+        let log = store::Log::memory();
+        let random = || {
+            let mut bytes = [0; 32];
+            getrandom::fill(&mut bytes).expect("the operating system has a random source");
+            bytes
+        };
+        let parts = Parts {
+            keypair: keypair.clone(),
+            net: net.clone(),
+            log: log.clone(),
+            shelf: Shelf::Memory(Arc::default()),
+            outside: Outside { wall_clock: Arc::new(now), random: Arc::new(random) },
+        };
+        let incarnation = [1; 16];
+        let belonging = Belonging { mesh: MeshId::random(), raft: RaftId(1), role: Role::Node, incarnation };
+        let name = "solo".parse().expect("it is a name");
+        let addresses = cluster::Addresses::default();
+        let founder = Candidate { id: keypair.node_id(), name, addresses, incarnation };
+        let config = cluster::Config { patience: Duration::from_secs(5), ..cluster::Config::default() };
+        let opened = Cluster::<Live>::open(config, parts, belonging, Start::Found(founder)).await;
+        let (cluster, task) = opened.expect("nothing in memory stands in the way of a mesh");
+        let mut tasks = JoinSet::new();
+        tasks.spawn(net_task.run(cluster.services(), CancellationToken::new()));
+        tasks.spawn(async move {
+            task.run(CancellationToken::new()).await;
+        });
+        Self { api: Api::new(cluster, net, log), _tasks: tasks }
+    }
+
+    /// Makes something happen.
+    pub fn tell(&self, event: Event) {
+        self.api.tell(event);
+    }
+}
