@@ -227,6 +227,9 @@ impl<R: Runtime> Cluster<R> {
     /// Makes the mesh, or what a crash left of making it.
     async fn found(&self, member: Candidate) -> Result<(), Error> {
         let fatal = |error: &dyn fmt::Display| Error::Consensus(error.to_string());
+        if self.view(|registry| registry.mesh().is_some()) {
+            return Ok(());
+        }
         let raft = self.0.raft.as_ref().ok_or(Error::Worker)?;
         if !raft.is_initialized().await.map_err(|error| fatal(&error))? {
             let founder = BTreeMap::from([(FOUNDER.0, Seat(self.id()))]);

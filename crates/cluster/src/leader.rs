@@ -128,16 +128,31 @@ pub(crate) fn voters<R: Runtime>(raft: &Raft<R>) -> Vec<RaftId> {
 }
 
 impl<R: Runtime> Cluster<R> {
+    /// Lets another voter lead, if this node does and one is up. Keeps the seat.
+    pub async fn hand_over(&self) {
+        let Some(raft) = self.0.raft.clone() else { return };
+        if let Some(heir) = self.heir(&raft).filter(|_| raft.is_leader())
+            && let Err(error) = raft.trigger().transfer_leader(heir.0).await
+        {
+            tracing::warn!(%error, "cannot hand over");
+        }
+    }
+
+    /// Another voter that is up.
+    fn heir(&self, raft: &Raft<R>) -> Option<RaftId> {
+        let me = self.belonging().raft;
+        let up: Vec<_> = self.0.net.peers().into_iter().filter(|peer| peer.connected).map(|peer| peer.id).collect();
+        let node = |id: &RaftId| self.view(|registry| registry.member_with(*id).map(|member| member.id));
+        let fit = |id: &RaftId| *id != me && node(id).is_some_and(|node| up.contains(&node));
+        voters(raft).into_iter().find(fit)
+    }
+
     /// Hands over the lead and then the seat, as far as others can take them, before this node goes down.
     pub async fn step_aside(&self, limit: Duration) {
         let Some(raft) = self.0.raft.clone() else { return };
         let aside = async {
             while raft.is_leader() {
-                let me = self.belonging().raft;
-                let up: Vec<_> = self.0.net.peers().into_iter().filter(|peer| peer.connected).map(|p| p.id).collect();
-                let node = |id: &RaftId| self.view(|registry| registry.member_with(*id).map(|member| member.id));
-                let fit = |id: &RaftId| *id != me && node(id).is_some_and(|node| up.contains(&node));
-                let Some(heir) = voters(&raft).into_iter().find(fit) else { return };
+                let Some(heir) = self.heir(&raft) else { return };
                 if raft.trigger().transfer_leader(heir.0).await.is_err() {
                     return;
                 }

@@ -79,6 +79,10 @@ async fn watch_for_end<R: Runtime>(cluster: &Cluster<R>) -> End {
         if let Some(error) = cluster.0.log.failure() {
             return End::Failed(error.into());
         }
+        if cluster.is_leader() && cluster.0.log.space().is_ok_and(|space| space.low) {
+            tracing::warn!("no space left; another node should lead");
+            cluster.hand_over().await;
+        }
         if let Some(raft) = &cluster.0.raft {
             let metrics = raft.metrics();
             let running = metrics.borrow_watched().running_state.clone();

@@ -1,6 +1,9 @@
 //! One node: its parts, built and started in order and stopped in reverse, behind one facade.
 
 mod api;
+mod events;
+mod folder;
+mod start;
 #[cfg(feature = "test-util")]
 pub mod test_util;
 
@@ -11,3 +14,6 @@ pub use cluster::Error as RegistryError;
 pub use cluster::{
     Actor, Change, Consistency, JournalEntry, KeyId, NewKey, Refused, StateHash, Token, TokenId, TokenPrefix,
 };
+pub use cluster::{End, JoinError, ParseTokenError};
+pub use folder::{Error as FolderError, Folder, RunInfo};
+pub use start::{Config, Node, Progress, StartError, would_join};

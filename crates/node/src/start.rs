@@ -1,0 +1,373 @@
+//! A node's life: its parts, built in order, and stopped in reverse.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use cluster::{Addresses, Belonging, Candidate, Cluster, End, JoinError, Outside, Parts, Shelf, Start, Token, Welcome};
+use net::{Keypair, Net, Services};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use types::{MeshId, NodeName, RaftId, Role};
+
+use crate::api::{Api, now};
+use crate::events;
+use crate::folder::{self, Folder};
+
+/// What a node is started with.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub data_dir: PathBuf,
+    /// What people call it. Taken up when it founds or joins a mesh.
+    pub name: NodeName,
+    pub mesh: std::net::SocketAddr,
+    pub bulk: std::net::SocketAddr,
+    pub mdns: bool,
+    pub join: Option<Token>,
+}
+
+/// A running node.
+#[derive(Debug)]
+pub struct Node {
+    api: Api,
+    folder: Folder,
+    cluster: Cluster,
+    log: store::Log,
+    worker: store::Worker,
+    registry_ended: tokio::task::JoinHandle<End>,
+    stop_registry: CancellationToken,
+    stop_net: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+/// What `start` tells while it takes its time.
+#[derive(Debug)]
+pub enum Progress<'a> {
+    /// The disk of this node was damaged; it is kept there and the node joins as one that has lost its disk.
+    SetAside(&'a std::path::Path),
+    Joining,
+    /// It did not work yet.
+    Waiting {
+        attempt: u32,
+        error: &'a JoinError,
+        next: Duration,
+    },
+    Joined {
+        name: &'a NodeName,
+        role: Role,
+    },
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Folder(#[from] folder::Error),
+    #[error("failed to load the identity of this node")]
+    Identity(#[from] net::identity::Error),
+    #[error(transparent)]
+    Net(#[from] net::Error),
+    #[error("failed to open the registry on disk")]
+    Store(#[from] store::Error),
+    #[error("failed to open the registry")]
+    Registry(#[from] cluster::Error),
+    #[error("cannot join the mesh")]
+    Join(#[source] JoinError),
+    #[error("this data folder belongs to mesh `{here}`, the token to mesh `{token}`")]
+    OtherMesh { here: MeshId, token: MeshId },
+}
+
+impl StartError {
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Folder(error) => error.hint(),
+            Self::Identity(error) => error.hint(),
+            Self::Net(error) => error.hint(),
+            Self::Store(store::Error::Damaged { .. }) => Some(
+                "run `omx token create` on another member, then start here with `--join TOKEN`: the damaged registry is \
+                 kept aside and this node joins anew"
+                    .to_owned(),
+            ),
+            Self::Store(error) => error.hint().map(str::to_owned),
+            Self::Registry(error) => error.hint(),
+            Self::Join(error) => error.hint(),
+            Self::OtherMesh { .. } => Some("start with another `--data-dir`, or run `omx leave` first".to_owned()),
+        }
+    }
+}
+
+const BELONGING: &str = "belonging";
+const INCARNATION: &str = "incarnation";
+
+const JOIN_PAUSE_MIN: Duration = Duration::from_millis(500);
+const JOIN_PAUSE_MAX: Duration = Duration::from_secs(15);
+
+impl Node {
+    /// Brings a node up: a mesh of its own, the one it belongs to, or the one it is invited to. Tries to join for ever
+    /// where trying again can help. May be dropped at any time; nothing half done is left behind.
+    pub async fn start(config: Config, tell: impl Fn(Progress<'_>)) -> Result<Self, StartError> {
+        let folder = Folder::open(&config.data_dir)?;
+        let keypair = Keypair::load_or_create(&folder.identity())?;
+        let net_config = net::Config {
+            keypair: keypair.clone(),
+            mesh: config.mesh,
+            bulk: config.bulk,
+            mdns: config.mdns,
+            limits: net::Limits::default(),
+        };
+        let (net, net_task) = net::new(net_config.clone()).await?;
+        let (log, worker) = open_log(&folder, config.join.is_some(), &tell)?;
+        let shelf = store::Config::new(folder.registry()).snapshots();
+        let candidate = Candidate {
+            id: keypair.node_id(),
+            name: config.name,
+            addresses: addresses(&net),
+            incarnation: incarnation(&shelf)?,
+        };
+        let (belonging, start) = match (belonging(&shelf)?, config.join) {
+            (Some(found), Some(token)) if token.mesh() != found.mesh => {
+                return Err(StartError::OtherMesh { here: found.mesh, token: token.mesh() });
+            }
+            // The founder may have died before its mesh was in its own log.
+            (Some(found), _) if found.raft == FOUNDER => (found, Start::Found(candidate)),
+            (Some(found), _) => (found, Start::Resumed),
+            (None, Some(token)) => {
+                let welcome = join(net_config, &token, &candidate, &tell).await?;
+                let Welcome { mesh, raft, role, registry, .. } = welcome;
+                let belonging = Belonging { mesh, raft, role, incarnation: candidate.incarnation };
+                keep(&shelf, BELONGING, &belonging)?;
+                (belonging, Start::Joined(Box::new(registry)))
+            }
+            (None, None) => {
+                let incarnation = candidate.incarnation;
+                let belonging = Belonging { mesh: MeshId::random(), raft: FOUNDER, role: Role::Node, incarnation };
+                keep(&shelf, BELONGING, &belonging)?;
+                (belonging, Start::Found(candidate))
+            }
+        };
+        let parts =
+            Parts { keypair, net: net.clone(), log: log.clone(), shelf: Shelf::Folder(shelf), outside: outside() };
+        let (cluster, cluster_task) = Cluster::open(cluster::Config::default(), parts, belonging, start).await?;
+        let api = Api::new(cluster.clone(), net.clone(), log.clone());
+        let (stop_registry, stop_net) = (CancellationToken::new(), CancellationToken::new());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(net_task.run(cluster.services(), stop_net.clone()));
+        let stopping = stop_net.clone();
+        let watching = futures::future::join(events::run(api.clone()), watch_for_sleep(cluster.clone()));
+        tasks.spawn(async move {
+            stopping.run_until_cancelled(watching).await;
+        });
+        #[expect(clippy::disallowed_methods, reason = "its end is the node's own; `ended` and `stop` wait for it")]
+        let registry_ended = tokio::spawn(cluster_task.run(stop_registry.clone()));
+        Ok(Self { api, folder, cluster, log, worker, registry_ended, stop_registry, stop_net, tasks })
+    }
+
+    pub fn api(&self) -> &Api {
+        &self.api
+    }
+
+    pub fn folder(&self) -> &Folder {
+        &self.folder
+    }
+
+    pub fn addresses(&self) -> net::Addresses {
+        self.api.net().addresses()
+    }
+
+    /// Returns when the node cannot go on by itself: it was removed, or something failed for good. May be dropped.
+    pub async fn ended(&mut self) -> End {
+        match (&mut self.registry_ended).await {
+            Ok(end) => end,
+            Err(panic) => End::Failed(cluster::Error::Consensus(panic.to_string())),
+        }
+    }
+
+    /// Stops in order: others take over, the registry stops, peers are told, the disk is flushed. `limit` is for the
+    /// first of these; the rest has nothing to wait for.
+    pub async fn stop(self, limit: Duration) {
+        let Self { folder, cluster, log, worker, mut registry_ended, stop_registry, stop_net, mut tasks, .. } = self;
+        if !registry_ended.is_finished() {
+            cluster.step_aside(limit).await;
+        }
+        stop_registry.cancel();
+        if !registry_ended.is_finished() && tokio::time::timeout(STOP_MAX, &mut registry_ended).await.is_err() {
+            tracing::warn!("the registry did not stop within {STOP_MAX:?}");
+        }
+        stop_net.cancel();
+        if tokio::time::timeout(STOP_MAX, async { while tasks.join_next().await.is_some() {} }).await.is_err() {
+            tracing::warn!("the network did not stop within {STOP_MAX:?}");
+        }
+        drop(cluster);
+        if let Err(error) = log.close().await {
+            tracing::warn!(%error, "the log did not close in good order");
+        }
+        worker.join();
+        folder.withdraw();
+    }
+}
+
+/// Each part that stops is waited for so long; what is late is named in the log.
+const STOP_MAX: Duration = Duration::from_secs(5);
+
+const FOUNDER: RaftId = RaftId(1);
+
+/// The founder's registry, or one to join with. A damaged one is kept aside where there is a way back into the mesh.
+fn open_log(
+    folder: &Folder,
+    can_join: bool,
+    tell: &impl Fn(Progress<'_>),
+) -> Result<(store::Log, store::Worker), StartError> {
+    let open = || store::Log::open(store::Config::new(folder.registry()));
+    match open() {
+        Err(store::Error::Damaged { path, what }) if can_join => {
+            tracing::error!(path = %path.display(), what, "the registry is damaged");
+            let aside = folder.set_aside()?;
+            tell(Progress::SetAside(&aside));
+            Ok(open()?)
+        }
+        opened => Ok(opened?),
+    }
+}
+
+fn keep<T: codec::Record>(shelf: &std::path::Path, name: &str, record: &T) -> Result<(), StartError> {
+    let bytes = codec::encode(record).expect("an id and two numbers are within the limit");
+    Ok(store::snapshot::write(shelf, name, &bytes)?)
+}
+
+fn kept<T: codec::Record>(shelf: &std::path::Path, name: &str) -> Result<Option<T>, StartError> {
+    if !store::snapshot::list(shelf)?.iter().any(|kept| kept == name) {
+        return Ok(None);
+    }
+    let bytes = store::snapshot::read(shelf, name)?;
+    let path = shelf.join(name);
+    let unreadable = |error: codec::Error| store::Error::Damaged { path, what: error.to_string() };
+    Ok(Some(codec::decode(&bytes).map_err(unreadable)?))
+}
+
+fn belonging(shelf: &std::path::Path) -> Result<Option<Belonging>, StartError> {
+    kept(shelf, BELONGING)
+}
+
+/// Random, made with the registry's folder and lost with it.
+fn incarnation(shelf: &std::path::Path) -> Result<[u8; 16], StartError> {
+    if let Some(Incarnation(known)) = kept(shelf, INCARNATION)? {
+        return Ok(known);
+    }
+    let mut new = [0; 16];
+    getrandom::fill(&mut new).expect("the operating system has a random source");
+    keep(shelf, INCARNATION, &Incarnation(new))?;
+    Ok(new)
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Incarnation([u8; 16]);
+
+impl codec::Record for Incarnation {
+    const VERSION: u8 = 1;
+    const LIMIT: usize = 64;
+}
+
+fn addresses(net: &Net) -> Addresses {
+    let known = net.addresses();
+    Addresses { mesh: known.mesh.into_iter().collect(), bulk: known.bulk.into_iter().collect() }
+}
+
+pub(crate) fn outside() -> Outside {
+    let random = || {
+        let mut bytes = [0; 32];
+        getrandom::fill(&mut bytes).expect("the operating system has a random source");
+        bytes
+    };
+    Outside { wall_clock: Arc::new(now), random: Arc::new(random) }
+}
+
+/// Knocks until somebody opens or says that nobody ever will.
+async fn join(
+    config: net::Config,
+    token: &Token,
+    candidate: &Candidate,
+    tell: &impl Fn(Progress<'_>),
+) -> Result<Welcome, StartError> {
+    tell(Progress::Joining);
+    let mut pause = JOIN_PAUSE_MIN;
+    for attempt in 1.. {
+        let error = match attempt_join(&config, token, candidate).await? {
+            Ok(welcome) => {
+                tell(Progress::Joined { name: &welcome.name, role: welcome.role });
+                return Ok(welcome);
+            }
+            Err(error) if error.retry() => error,
+            Err(error) => return Err(StartError::Join(error)),
+        };
+        tell(Progress::Waiting { attempt, error: &error, next: pause });
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(JOIN_PAUSE_MAX);
+    }
+    unreachable!("attempts have no end")
+}
+
+/// One attempt, through a network of its own: the node's sockets are bound already, and open to peers only once there
+/// is a registry to answer from.
+async fn attempt_join(
+    config: &net::Config,
+    token: &Token,
+    candidate: &Candidate,
+) -> Result<Result<Welcome, JoinError>, StartError> {
+    with_passing_net(config, async |net| cluster::join::<cluster::Live>(net, token, candidate, now()).await).await
+}
+
+pub(crate) async fn with_passing_net<T>(
+    config: &net::Config,
+    talk: impl AsyncFnOnce(&Net) -> T,
+) -> Result<T, StartError> {
+    let any = |address: std::net::SocketAddr| std::net::SocketAddr::new(address.ip(), 0);
+    let passing = net::Config { mesh: any(config.mesh), bulk: any(config.bulk), mdns: false, ..config.clone() };
+    let (net, task) = net::new(passing).await?;
+    let stop = CancellationToken::new();
+    let mut serving = JoinSet::new();
+    serving.spawn(task.run(Services::new(), stop.clone()));
+    let said = talk(&net).await;
+    stop.cancel();
+    while serving.join_next().await.is_some() {}
+    Ok(said)
+}
+
+/// Between two looks at the clocks.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// A machine that slept does not know it: its monotonic clock stood still, the wall clock did not. Runs for ever.
+async fn watch_for_sleep(cluster: Cluster) {
+    let slept_at_least = cluster::Timing::default().election_max;
+    let (mut wall, mut steady) = (SystemTime::now(), Instant::now());
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let (wall_now, steady_now) = (SystemTime::now(), Instant::now());
+        let passed = wall_now.duration_since(wall).unwrap_or_default();
+        let asleep = passed.saturating_sub(steady_now.duration_since(steady));
+        if asleep > slept_at_least {
+            tracing::warn!(?asleep, "this machine was asleep, or its clock was set");
+            // Whoever leads should be somebody who was awake. Reads ask a majority anyway before they answer.
+            cluster.hand_over().await;
+        }
+        (wall, steady) = (wall_now, steady_now);
+    }
+}
+
+/// What a stranger's token would meet, step by step: for `omx doctor join`.
+pub async fn would_join(data_dir: &std::path::Path, token: &Token) -> Result<std::net::SocketAddr, StartError> {
+    let identity = data_dir.join("identity.key");
+    // A machine that has never been started asks under a key of the moment.
+    let keypair = if identity.exists() { Keypair::load_or_create(&identity)? } else { Keypair::generate() };
+    let any: std::net::SocketAddr = (std::net::Ipv4Addr::UNSPECIFIED, 0).into();
+    let limits = net::Limits::default();
+    let config = net::Config { keypair: keypair.clone(), mesh: any, bulk: any, mdns: false, limits };
+    let candidate = Candidate {
+        id: keypair.node_id(),
+        name: NodeName::from_host("doctor"),
+        addresses: Addresses::default(),
+        incarnation: [0; 16],
+    };
+    let asked = with_passing_net(&config, async |net| {
+        cluster::would_join::<cluster::Live>(net, token, &candidate, now()).await
+    });
+    asked.await?.map_err(StartError::Join)
+}
