@@ -1,1 +1,33 @@
-//! gateway
+//! A node's faces: the admin API over HTTP, health and metrics.
+//!
+//! HTTP only. What a node is and does is `node::Api`; this crate knows how callers are told apart, what they may ask,
+//! and how their questions and the answers look. It holds no state of the mesh.
+//!
+//! A request goes: connection limits and deadlines (`serve`, `pace`, `crowd`), host and origin (`host`), route (`table`),
+//! caller and scope (`access`), body limit and deadline (`route`), the route's function (`admin`, `health`).
+
+mod access;
+mod admin;
+mod config;
+mod cookie;
+mod crowd;
+mod error;
+mod face;
+mod failure;
+mod health;
+mod host;
+mod listen;
+mod metrics;
+mod openapi;
+mod pace;
+mod route;
+mod serve;
+mod socket;
+mod table;
+mod throttle;
+pub mod wire;
+
+pub use config::{Config, Limits, Local};
+pub use error::Error;
+pub use listen::{Addresses, Bound, bind};
+pub use serve::Task;

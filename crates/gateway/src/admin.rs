@@ -1,0 +1,7 @@
+//! The admin API: each function answers one route, from `node::Api` to `wire`.
+
+pub(crate) mod config;
+pub(crate) mod events;
+pub(crate) mod keys;
+pub(crate) mod nodes;
+pub(crate) mod tokens;

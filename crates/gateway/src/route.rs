@@ -1,0 +1,285 @@
+//! One route as one value: what it is called, who may use it, what it takes and gives. Server, access checks and
+//! OpenAPI document are all made from these, so that none of them can say something else.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequestParts, Query, RawPathParams};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, Method, Request, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use futures::future::BoxFuture;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use node::{Actor, Api, Consistency};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::access::{Caller, Denied, Need, Peer};
+use crate::face::Face;
+use crate::failure::Failure;
+use crate::wire;
+
+/// Settings and labels fit many times over.
+const BODY_MAX: usize = 64 << 10;
+/// A fresh read looks for a leader for ten seconds.
+const READ_WITHIN: Duration = Duration::from_secs(15);
+/// A change finds its node, asks the leader and waits to see it done, each with that patience.
+const CHANGE_WITHIN: Duration = Duration::from_secs(35);
+
+pub(crate) struct Route {
+    pub(crate) method: Method,
+    pub(crate) path: &'static str,
+    pub(crate) need: Need,
+    pub(crate) about: &'static str,
+    pub(crate) body_max: usize,
+    /// To the beginning of the answer.
+    pub(crate) deadline: Duration,
+    pub(crate) query: Option<Shape>,
+    pub(crate) body: Option<Shape>,
+    pub(crate) answer: Answers,
+    pub(crate) success: StatusCode,
+    run: Box<Run>,
+}
+
+/// A type, as its schema.
+pub(crate) type Shape = fn(&mut SchemaGenerator) -> Schema;
+
+#[derive(Clone, Copy)]
+pub(crate) enum Answers {
+    Json(Shape),
+    /// Something else, of this media type.
+    Other(&'static str),
+}
+
+type Run = dyn Fn(Asked) -> BoxFuture<'static, Result<Response, Failure>> + Send + Sync;
+
+/// The route a response came from, for the metrics.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Matched(pub(crate) &'static str);
+
+/// A request whose sender may ask it.
+struct Asked {
+    face: Arc<Face>,
+    caller: Caller,
+    path: Vec<(String, String)>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+/// The same for a route's function, with what was sent along understood.
+pub(crate) struct Ask<I> {
+    pub(crate) input: I,
+    pub(crate) face: Arc<Face>,
+    pub(crate) caller: Caller,
+    pub(crate) headers: HeaderMap,
+    path: Vec<(String, String)>,
+}
+
+impl<I> Ask<I> {
+    pub(crate) fn api(&self) -> &Api {
+        self.face.api()
+    }
+
+    pub(crate) fn actor(&self) -> Result<Actor, Failure> {
+        let nobody = || Denied::NoKey(Need::Scope(types::Scope::Admin)).into();
+        self.caller.actor(self.api()).ok_or_else(nobody)
+    }
+
+    /// A part of the path, by its name in the route.
+    pub(crate) fn part(&self, name: &str) -> &str {
+        let found = self.path.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.as_str()).expect("a route's function asks for parts of the route's path")
+    }
+}
+
+impl Ask<wire::Freshness> {
+    pub(crate) fn consistency(&self) -> Result<Consistency, Failure> {
+        match (self.input.consistency, self.input.at_least) {
+            (None | Some(wire::Consistency::Linearizable), None) => Ok(Consistency::Linearizable),
+            (Some(wire::Consistency::Local), None) => Ok(Consistency::Local),
+            (None, Some(index)) => Ok(Consistency::AtLeast(index)),
+            (Some(_), Some(_)) => Err(Failure::bad_request("`consistency` and `at_least` exclude each other")),
+        }
+    }
+}
+
+impl Route {
+    /// A question, with its parameters in the query.
+    pub(crate) fn read<Q, A, F>(path: &'static str, need: Need, about: &'static str, run: fn(Ask<Q>) -> F) -> Self
+    where
+        Q: DeserializeOwned + JsonSchema + Send + 'static,
+        A: Serialize + JsonSchema,
+        F: Future<Output = Result<A, Failure>> + Send + 'static,
+    {
+        let run = move |asked: Asked| -> BoxFuture<'static, _> {
+            Box::pin(async move { Ok(Json(run(asked.with_query()?).await?).into_response()) })
+        };
+        Self {
+            method: Method::GET,
+            path,
+            need,
+            about,
+            body_max: 0,
+            deadline: READ_WITHIN,
+            query: Some(SchemaGenerator::subschema_for::<Q>),
+            body: None,
+            answer: Answers::Json(SchemaGenerator::subschema_for::<A>),
+            success: StatusCode::OK,
+            run: Box::new(run),
+        }
+    }
+
+    /// A question whose answer is no JSON, or takes its time.
+    pub(crate) fn other<F>(
+        path: &'static str,
+        need: Need,
+        about: &'static str,
+        answer: Answers,
+        run: fn(Ask<wire::Nothing>) -> F,
+    ) -> Self
+    where
+        F: Future<Output = Result<Response, Failure>> + Send + 'static,
+    {
+        let run =
+            move |asked: Asked| -> BoxFuture<'static, _> { Box::pin(async move { run(asked.with_query()?).await }) };
+        Self {
+            method: Method::GET,
+            path,
+            need,
+            about,
+            body_max: 0,
+            deadline: READ_WITHIN,
+            query: Some(SchemaGenerator::subschema_for::<wire::Nothing>),
+            body: None,
+            answer,
+            success: StatusCode::OK,
+            run: Box::new(run),
+        }
+    }
+
+    /// A change, with what it takes in the body. No body is an empty one.
+    pub(crate) fn change<B, A, F>(
+        method: Method,
+        path: &'static str,
+        need: Need,
+        about: &'static str,
+        run: fn(Ask<B>) -> F,
+    ) -> Self
+    where
+        B: DeserializeOwned + JsonSchema + Send + 'static,
+        A: Serialize + JsonSchema,
+        F: Future<Output = Result<A, Failure>> + Send + 'static,
+    {
+        let run = move |asked: Asked| -> BoxFuture<'static, _> {
+            Box::pin(async move { Ok(Json(run(asked.with_body()?).await?).into_response()) })
+        };
+        Self {
+            method,
+            path,
+            need,
+            about,
+            body_max: BODY_MAX,
+            deadline: CHANGE_WITHIN,
+            query: None,
+            body: Some(SchemaGenerator::subschema_for::<B>),
+            answer: Answers::Json(SchemaGenerator::subschema_for::<A>),
+            success: StatusCode::OK,
+            run: Box::new(run),
+        }
+    }
+
+    /// The answer describes what did not exist before.
+    pub(crate) fn creates(self) -> Self {
+        Self { success: StatusCode::CREATED, ..self }
+    }
+
+    pub(crate) fn within(self, deadline: Duration) -> Self {
+        Self { deadline, ..self }
+    }
+
+    /// The names in braces.
+    pub(crate) fn path_parts(&self) -> impl Iterator<Item = &'static str> {
+        self.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
+    }
+
+    pub(crate) async fn serve(&self, face: Arc<Face>, request: Request<Body>) -> Response {
+        let mut response = match self.try_serve(face, request).await {
+            Ok(mut response) => {
+                if response.status() == StatusCode::OK {
+                    *response.status_mut() = self.success;
+                }
+                response
+            }
+            Err(failure) => failure.into_response(),
+        };
+        response.extensions_mut().insert(Matched(self.path));
+        response
+    }
+
+    async fn try_serve(&self, face: Arc<Face>, request: Request<Body>) -> Result<Response, Failure> {
+        let peer = *request.extensions().get::<Peer>().ok_or_else(|| Failure::internal("a request from nowhere"))?;
+        let caller = match face.caller(peer, &request) {
+            // A probe answers whoever asks, but with a wrong key it tells no more than without.
+            Err(_) if self.need == Need::Nothing => Caller::Anonymous(types::Scopes::NONE),
+            caller => caller?,
+        };
+        caller.may(self.need)?;
+        let (mut parts, body) = request.into_parts();
+        let body = self.receive(body, face.limits().body).await?;
+        let path = path_parts(&mut parts).await?;
+        let (uri, headers) = (parts.uri, parts.headers);
+        let asked = Asked { face, caller, path, uri, headers, body };
+        match tokio::time::timeout(self.deadline, (self.run)(asked)).await {
+            Ok(answered) => answered,
+            Err(_) if self.method == Method::GET => Err(Failure::late(self.deadline)),
+            Err(_) => Err(Failure::unknown(self.deadline)),
+        }
+    }
+
+    async fn receive(&self, body: Body, within: Duration) -> Result<Bytes, Failure> {
+        let whole = Limited::new(body, self.body_max).collect();
+        match tokio::time::timeout(within, whole).await {
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Failure::too_large(self.body_max)),
+            Ok(Err(_)) => Err(Failure::broken_body()),
+            Err(_) => Err(Failure::slow_body(within)),
+        }
+    }
+}
+
+impl fmt::Debug for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.method, self.path)
+    }
+}
+
+async fn path_parts(parts: &mut Parts) -> Result<Vec<(String, String)>, Failure> {
+    let raw = RawPathParams::from_request_parts(parts, &()).await;
+    let raw = raw.map_err(|_| Failure::bad_request("the path is not UTF-8"))?;
+    Ok(raw.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+}
+
+impl Asked {
+    fn with_query<Q: DeserializeOwned>(self) -> Result<Ask<Q>, Failure> {
+        let Query(input) = Query::try_from_uri(&self.uri).map_err(|error| Failure::bad_request(error.body_text()))?;
+        Ok(self.with(input))
+    }
+
+    fn with_body<B: DeserializeOwned>(self) -> Result<Ask<B>, Failure> {
+        let body: &[u8] = if self.body.is_empty() { b"{}" } else { &self.body };
+        let wrong = |error| Failure::bad_request(format!("the body is not what this route takes: {error}"));
+        let input = serde_json::from_slice(body).map_err(wrong)?;
+        Ok(self.with(input))
+    }
+
+    fn with<I>(self, input: I) -> Ask<I> {
+        let Self { face, caller, path, headers, .. } = self;
+        Ask { input, face, caller, headers, path }
+    }
+}

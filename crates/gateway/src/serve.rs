@@ -1,0 +1,195 @@
+//! Taking connections in and seeing them out.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{self, AbortHandle, JoinSet};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::access::Peer;
+use crate::crowd::{Crowd, Room};
+use crate::face::{Face, Service};
+use crate::pace::{Answer, Pace, Paced};
+use crate::{socket, table};
+
+const HEADERS_MAX: usize = 100;
+const HEAD_BYTES_MAX: usize = 16 << 10;
+/// What a connection may hold of unread or unsent bytes.
+const BUFFER_BYTES_MAX: usize = 64 << 10;
+/// The command line opens one at a time.
+const LOCAL_CONNECTIONS_MAX: usize = 64;
+/// When the system has no more descriptors, asking again at once does not help.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves until it is told to stop.
+#[derive(Debug)]
+pub struct Task {
+    face: Arc<Face>,
+    tcp: TcpListener,
+    socket: Option<socket::Door>,
+}
+
+impl Task {
+    pub(crate) fn new(face: Arc<Face>, tcp: TcpListener, socket: Option<socket::Door>) -> Self {
+        Self { face, tcp, socket }
+    }
+
+    /// Runs until the shutdown; then takes nothing new, lets running requests finish and ends streams of events.
+    /// Dropping the future ends everything at once: whoever runs it sets the last deadline.
+    pub async fn run(self) {
+        let Self { face, tcp, socket } = self;
+        let service = table::service(face.clone());
+        let (limits, shutdown) = (face.limits(), face.shutdown());
+        let open = Crowd::new(limits.connections, limits.connections_per_ip);
+        let local = async {
+            if let Some(socket) = socket {
+                let crowd = Crowd::new(LOCAL_CONNECTIONS_MAX, LOCAL_CONNECTIONS_MAX);
+                receive(socket, crowd, &service, shutdown).await;
+            }
+        };
+        futures::join!(receive(tcp, open, &service, shutdown), local);
+    }
+}
+
+/// Where connections come in.
+trait Entrance {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// May be dropped at any time.
+    fn next(&self) -> impl Future<Output = io::Result<(Self::Stream, Peer)>> + Send;
+}
+
+impl Entrance for TcpListener {
+    type Stream = TcpStream;
+
+    async fn next(&self) -> io::Result<(TcpStream, Peer)> {
+        let (stream, remote) = self.accept().await?;
+        stream.set_nodelay(true)?;
+        let local = stream.local_addr()?;
+        Ok((stream, Peer::Tcp { remote, local }))
+    }
+}
+
+impl Entrance for socket::Door {
+    type Stream = socket::Stream;
+
+    async fn next(&self) -> io::Result<(socket::Stream, Peer)> {
+        let (stream, uid) = self.accept().await?;
+        Ok((stream, Peer::Socket { uid }))
+    }
+}
+
+async fn receive<E: Entrance>(
+    entrance: E,
+    mut crowd: Crowd<task::Id>,
+    service: &Service,
+    shutdown: &CancellationToken,
+) {
+    // Dropped with this future, and every connection with it.
+    let mut connections = JoinSet::new();
+    let mut handles: HashMap<task::Id, AbortHandle> = HashMap::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            Some(ended) = connections.join_next_with_id() => {
+                let id = ended.map_or_else(|error| error.id(), |(id, ())| id);
+                crowd.leave(id);
+                handles.remove(&id);
+                continue;
+            }
+            accepted = entrance.next() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be taken");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let source = match peer {
+            Peer::Tcp { remote, .. } => Some(remote.ip().to_canonical()),
+            Peer::Socket { .. } => None,
+        };
+        match crowd.room(source) {
+            Room::Free => {}
+            Room::InsteadOf(id) => {
+                crowd.leave(id);
+                if let Some(handle) = handles.remove(&id) {
+                    handle.abort();
+                }
+            }
+            Room::None => {
+                tracing::warn!(?peer, "too many connections are being served; this one was closed");
+                continue;
+            }
+        }
+        let pace = Arc::new(Pace::new(Instant::now()));
+        let handle = connections.spawn(converse(stream, peer, pace.clone(), service.clone(), shutdown.clone()));
+        crowd.enter(handle.id(), source, pace);
+        handles.insert(handle.id(), handle);
+    }
+    // No more are taken from here on; those that run have their own ends.
+    drop(entrance);
+    while connections.join_next().await.is_some() {}
+}
+
+/// One connection, to its end.
+async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    peer: Peer,
+    pace: Arc<Pace>,
+    service: Service,
+    shutdown: CancellationToken,
+) {
+    let _counted = service.face().metrics().connection();
+    let limits = service.face().limits();
+    let answer = service_fn(|request| {
+        pace.asked();
+        let (service, pace) = (service.clone(), pace.clone());
+        async move {
+            let response = service.answer(peer, request).await;
+            Ok::<_, Infallible>(response.map(|body| Answer::new(body, pace)))
+        }
+    });
+    let mut builder = http1::Builder::new();
+    builder.max_headers(HEADERS_MAX).max_header_size(HEAD_BYTES_MAX).max_buf_size(BUFFER_BYTES_MAX);
+    // Ours tells silence before the headers from silence between requests.
+    builder.header_read_timeout(None);
+    let stream = TokioIo::new(Paced { stream, pace: pace.clone() });
+    let mut connection = pin!(builder.serve_connection(stream, answer));
+    let mut exceeded = pin!(pace.exceeded(limits));
+    let mut leaving = false;
+    loop {
+        tokio::select! {
+            // The connection first: it is what the watcher looks at.
+            biased;
+            ended = &mut connection => {
+                if let Err(error) = ended {
+                    tracing::debug!(?peer, %error, "a connection ended early");
+                }
+                return;
+            }
+            () = &mut exceeded => {
+                tracing::debug!(?peer, "a connection took too long and was closed");
+                return;
+            }
+            () = shutdown.cancelled(), if !leaving => {
+                leaving = true;
+                connection.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Every route there is. What is not here is not served.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{Method, Request};
+use axum::response::IntoResponse;
+use axum::routing::{MethodFilter, on};
+use types::Scope;
+
+use crate::access::Need;
+use crate::face::{Face, Service};
+use crate::failure::Failure;
+use crate::route::{Answers, Route};
+use crate::{admin, health, metrics, openapi};
+
+const READ: Need = Need::Scope(Scope::Read);
+const ADMIN: Need = Need::Scope(Scope::Admin);
+
+pub(crate) fn routes() -> Vec<Route> {
+    use admin::{config, events, keys, nodes, tokens};
+    vec![
+        Route::read("/omx/v1/status", READ, "How the mesh is, as this node sees it now", nodes::status),
+        Route::read("/omx/v1/nodes", READ, "The members", nodes::list),
+        Route::read("/omx/v1/nodes/{node}", READ, "One member, by name, id or the beginning of its id", nodes::show),
+        Route::change(Method::POST, "/omx/v1/nodes/{node}/drain", ADMIN, "Give it no new work", nodes::drain),
+        Route::change(Method::POST, "/omx/v1/nodes/{node}/undrain", ADMIN, "Give it work again", nodes::undrain),
+        Route::change(Method::PATCH, "/omx/v1/nodes/{node}/labels", ADMIN, "Set and remove labels", nodes::label),
+        Route::change(
+            Method::DELETE,
+            "/omx/v1/nodes/{node}",
+            ADMIN,
+            "Remove a member and bar its key on all nodes",
+            nodes::remove,
+        ),
+        Route::read("/omx/v1/tokens", ADMIN, "The open join tokens, without their secrets", tokens::list),
+        Route::change(Method::POST, "/omx/v1/tokens", ADMIN, "Make a join token", tokens::create).creates(),
+        Route::change(Method::DELETE, "/omx/v1/tokens/{id}", ADMIN, "Revoke a join token", tokens::revoke),
+        Route::read("/omx/v1/config", READ, "All settings of the mesh", config::list),
+        Route::read("/omx/v1/config/{key}", READ, "One setting", config::get),
+        Route::change(Method::PUT, "/omx/v1/config/{key}", ADMIN, "Change a setting", config::set),
+        Route::change(Method::DELETE, "/omx/v1/config/{key}", ADMIN, "Return to the default", config::reset),
+        Route::read("/omx/v1/config/{key}/history", READ, "A setting's changes, oldest first", config::history),
+        Route::change(
+            Method::POST,
+            "/omx/v1/config/{key}/rollback",
+            ADMIN,
+            "Make an earlier value hold again",
+            config::roll_back,
+        ),
+        Route::read("/omx/v1/keys", ADMIN, "The API keys, without their secrets", keys::list),
+        Route::change(Method::POST, "/omx/v1/keys", ADMIN, "Make an API key", keys::create).creates(),
+        Route::change(Method::DELETE, "/omx/v1/keys/{id}", ADMIN, "Revoke an API key", keys::revoke),
+        Route::other(
+            "/omx/v1/events",
+            READ,
+            "What happens, as it happens; resumed after `Last-Event-ID`",
+            Answers::Other("text/event-stream"),
+            events::listen,
+        ),
+        Route::change(Method::POST, "/omx/v1/leave", Need::Machine, "Take this node out of the mesh", nodes::leave)
+            .within(Duration::from_secs(60)),
+        Route::other(
+            "/omx/v1/openapi.json",
+            READ,
+            "This description",
+            Answers::Other("application/json"),
+            openapi::serve,
+        ),
+        Route::read("/healthz/live", Need::Nothing, "Whether this process answers", health::live),
+        health::ready_route(),
+        Route::other("/metrics", READ, "Figures for Prometheus", Answers::Other(metrics::MEDIA_TYPE), metrics::serve),
+    ]
+}
+
+/// The routes, ready to be asked.
+pub(crate) fn service(face: Arc<Face>) -> Service {
+    let routes = routes().into_iter().fold(Router::new(), |router, route| {
+        let filter = MethodFilter::try_from(route.method.clone()).expect("the table holds common methods only");
+        let (path, route) = (route.path, Arc::new(route));
+        let serve = move |State(face): State<Arc<Face>>, request: Request<Body>| {
+            let route = route.clone();
+            async move { route.serve(face, request).await }
+        };
+        router.route(path, on(filter, serve))
+    });
+    let router = routes
+        .fallback(async || Failure::no_route().into_response())
+        .method_not_allowed_fallback(async || Failure::method().into_response())
+        .with_state(face.clone());
+    Service::new(face, router)
+}
