@@ -55,6 +55,11 @@ impl Metrics {
         Connected(self.connections.clone())
     }
 
+    #[cfg(test)]
+    pub(crate) fn connections(&self) -> i64 {
+        self.connections.get()
+    }
+
     fn render(&self, figures: &node::Figures) -> Result<String, fmt::Error> {
         let mut registry = Registry::with_prefix("omx");
         let mut gauge = |name: &str, help: &str, value: u64| {

@@ -76,8 +76,12 @@ pub(crate) fn routes() -> Vec<Route> {
     ]
 }
 
-/// The routes, ready to be asked.
+/// The routes and what stands before them, ready to be asked.
 pub(crate) fn service(face: Arc<Face>) -> Service {
+    Service::new(face.clone(), router(face))
+}
+
+pub(crate) fn router(face: Arc<Face>) -> Router {
     let routes = routes().into_iter().fold(Router::new(), |router, route| {
         let filter = MethodFilter::try_from(route.method.clone()).expect("the table holds common methods only");
         let (path, route) = (route.path, Arc::new(route));
@@ -87,9 +91,11 @@ pub(crate) fn service(face: Arc<Face>) -> Service {
         };
         router.route(path, on(filter, serve))
     });
-    let router = routes
+    routes
         .fallback(async || Failure::no_route().into_response())
         .method_not_allowed_fallback(async || Failure::method().into_response())
-        .with_state(face.clone());
-    Service::new(face, router)
+        .with_state(face)
 }
+
+#[cfg(test)]
+mod tests;
