@@ -123,6 +123,7 @@ impl Gate {
         let found = std::str::from_utf8(text).ok().and_then(|text| api.authenticate(text));
         found.map(|(id, scopes)| Caller::Key { id, scopes }).ok_or_else(|| {
             throttle().wrong(remote, now);
+            tracing::info!(%remote, "a key was shown that opens nothing");
             Denied::WrongKey
         })
     }

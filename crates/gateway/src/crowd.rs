@@ -1,4 +1,5 @@
-//! Who is connected, and who gives way when there are too many. Pure.
+//! Who is connected, and who gives way when there are too many. Pure: it knows connections by a key and holds, without
+//! using it, what ends them.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -9,17 +10,18 @@ use crate::pace::Pace;
 
 /// The connections of one listener.
 #[derive(Debug)]
-pub(crate) struct Crowd<K> {
-    guests: HashMap<K, Guest>,
+pub(crate) struct Crowd<K, H> {
+    guests: HashMap<K, Guest<H>>,
     total_max: usize,
     per_ip_max: usize,
 }
 
 #[derive(Debug)]
-struct Guest {
+struct Guest<H> {
     /// Nothing for those who come through the local socket.
     source: Option<IpAddr>,
     pace: Arc<Pace>,
+    handle: H,
 }
 
 /// What a new connection meets.
@@ -32,14 +34,14 @@ pub(crate) enum Room<K> {
     None,
 }
 
-impl<K: Copy + Eq + Hash> Crowd<K> {
+impl<K: Copy + Eq + Hash, H> Crowd<K, H> {
     pub(crate) fn new(total_max: usize, per_ip_max: usize) -> Self {
         Self { guests: HashMap::new(), total_max, per_ip_max }
     }
 
     /// Slow sockets cannot keep others out: at a limit it is they who give way, to others or to their own kind.
     pub(crate) fn room(&self, source: Option<IpAddr>) -> Room<K> {
-        let same = |guest: &&Guest| source.is_some() && guest.source == source;
+        let same = |guest: &&Guest<H>| source.is_some() && guest.source == source;
         if self.guests.values().filter(same).count() >= self.per_ip_max {
             return self.longest_waiting(|guest| same(&guest));
         }
@@ -49,18 +51,18 @@ impl<K: Copy + Eq + Hash> Crowd<K> {
         Room::Free
     }
 
-    fn longest_waiting(&self, among: impl Fn(&Guest) -> bool) -> Room<K> {
+    fn longest_waiting(&self, among: impl Fn(&Guest<H>) -> bool) -> Room<K> {
         let candidates = self.guests.iter().filter(|(_, guest)| among(guest));
         let waiting = candidates.filter_map(|(key, guest)| Some((guest.pace.waiting_since()?, *key)));
         waiting.min_by_key(|(since, _)| *since).map_or(Room::None, |(_, key)| Room::InsteadOf(key))
     }
 
-    pub(crate) fn enter(&mut self, key: K, source: Option<IpAddr>, pace: Arc<Pace>) {
-        self.guests.insert(key, Guest { source, pace });
+    pub(crate) fn enter(&mut self, key: K, source: Option<IpAddr>, pace: Arc<Pace>, handle: H) {
+        self.guests.insert(key, Guest { source, pace, handle });
     }
 
-    pub(crate) fn leave(&mut self, key: K) {
-        self.guests.remove(&key);
+    pub(crate) fn leave(&mut self, key: K) -> Option<H> {
+        self.guests.remove(&key).map(|guest| guest.handle)
     }
 }
 
@@ -82,23 +84,23 @@ mod tests {
         let paces: Vec<_> = (0..3).map(|n| Arc::new(Pace::new(start + Duration::from_secs(n)))).collect();
         for (key, pace) in paces.iter().enumerate() {
             assert_eq!(crowd.room(source(1)), Room::Free);
-            crowd.enter(key, source(1), pace.clone());
+            crowd.enter(key, source(1), pace.clone(), ());
         }
         paces[0].asked();
         assert_eq!(crowd.room(source(2)), Room::InsteadOf(1));
         paces[1].asked();
         paces[2].asked();
         assert_eq!(crowd.room(source(2)), Room::None);
-        crowd.leave(0);
+        assert_eq!(crowd.leave(0), Some(()));
         assert_eq!(crowd.room(source(2)), Room::Free);
     }
 
     #[test]
     fn one_source_at_its_limit_takes_nothing_from_another() {
         let (mut crowd, start) = (Crowd::new(100, 2), Instant::now());
-        crowd.enter(0, source(9), Arc::new(Pace::new(start)));
+        crowd.enter(0, source(9), Arc::new(Pace::new(start)), ());
         for key in 1..3 {
-            crowd.enter(key, source(1), Arc::new(Pace::new(start + Duration::from_secs(key))));
+            crowd.enter(key, source(1), Arc::new(Pace::new(start + Duration::from_secs(key))), ());
         }
         assert_eq!(crowd.room(source(1)), Room::InsteadOf(1));
         assert_eq!(crowd.room(source(9)), Room::Free);
@@ -109,7 +111,7 @@ mod tests {
         let mut crowd = Crowd::new(3, 1);
         for key in 0..3 {
             assert_eq!(crowd.room(None), Room::Free);
-            crowd.enter(key, None, Arc::new(Pace::new(Instant::now())));
+            crowd.enter(key, None, Arc::new(Pace::new(Instant::now())), ());
         }
         assert!(matches!(crowd.room(None), Room::InsteadOf(_)));
     }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{HeaderName, HeaderValue, Request, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 use hyper::body::Incoming;
@@ -19,6 +19,7 @@ use types::{RequestId, Secret};
 use crate::access::{Caller, Denied, Gate, Peer};
 use crate::config::{Config, Limits};
 use crate::failure::Failure;
+use crate::health::Probe;
 use crate::host::{Foreign, Hosts};
 use crate::metrics::Metrics;
 use crate::route::Matched;
@@ -32,6 +33,7 @@ pub(crate) struct Face {
     hosts: Hosts,
     gate: Gate,
     metrics: Metrics,
+    probe: Probe,
     limits: Limits,
     shutdown: CancellationToken,
 }
@@ -45,7 +47,15 @@ impl Face {
         shutdown: CancellationToken,
     ) -> Self {
         let gate = Gate::new(cookie, config.insecure_no_auth);
-        Self { api, hosts, gate, metrics: Metrics::new(), limits: config.limits.clone(), shutdown }
+        Self {
+            api,
+            hosts,
+            gate,
+            metrics: Metrics::new(),
+            probe: Probe::default(),
+            limits: config.limits.clone(),
+            shutdown,
+        }
     }
 
     pub(crate) fn api(&self) -> &Api {
@@ -54,6 +64,10 @@ impl Face {
 
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    pub(crate) fn probe(&self) -> &Probe {
+        &self.probe
     }
 
     pub(crate) fn limits(&self) -> &Limits {
@@ -65,8 +79,8 @@ impl Face {
         &self.shutdown
     }
 
-    pub(crate) fn caller<B>(&self, peer: Peer, request: &Request<B>) -> Result<Caller, Denied> {
-        self.gate.caller(&self.api, peer, request.headers(), Instant::now())
+    pub(crate) fn caller(&self, peer: Peer, headers: &HeaderMap) -> Result<Caller, Denied> {
+        self.gate.caller(&self.api, peer, headers, Instant::now())
     }
 
     fn of_this_house<B>(&self, peer: Peer, request: &Request<B>) -> Result<(), Foreign> {

@@ -65,6 +65,8 @@ pub(crate) struct Matched(pub(crate) &'static str);
 /// A request whose sender may ask it.
 struct Asked {
     face: Arc<Face>,
+    peer: Peer,
+    need: Need,
     caller: Caller,
     path: Vec<(String, String)>,
     uri: Uri,
@@ -78,6 +80,8 @@ pub(crate) struct Ask<I> {
     pub(crate) face: Arc<Face>,
     pub(crate) caller: Caller,
     pub(crate) headers: HeaderMap,
+    peer: Peer,
+    need: Need,
     path: Vec<(String, String)>,
 }
 
@@ -89,6 +93,12 @@ impl<I> Ask<I> {
     pub(crate) fn actor(&self) -> Result<Actor, Failure> {
         let nobody = || Denied::NoKey(Need::Scope(types::Scope::Admin)).into();
         self.caller.actor(self.api()).ok_or_else(nobody)
+    }
+
+    /// Whether it would be let in now. What goes on for long asks again: a key may have been revoked meanwhile.
+    pub(crate) fn may_still(&self) -> bool {
+        let caller = self.face.caller(self.peer, &self.headers);
+        caller.is_ok_and(|caller| caller.may(self.need).is_ok())
     }
 
     /// A part of the path, by its name in the route.
@@ -224,7 +234,7 @@ impl Route {
 
     async fn try_serve(&self, face: Arc<Face>, request: Request<Body>) -> Result<Response, Failure> {
         let peer = *request.extensions().get::<Peer>().ok_or_else(|| Failure::internal("a request from nowhere"))?;
-        let caller = match face.caller(peer, &request) {
+        let caller = match face.caller(peer, request.headers()) {
             // A probe answers whoever asks, but with a wrong key it tells no more than without.
             Err(_) if self.need == Need::Nothing => Caller::Anonymous(types::Scopes::NONE),
             caller => caller?,
@@ -234,7 +244,7 @@ impl Route {
         let body = self.receive(body, face.limits().body).await?;
         let path = path_parts(&mut parts).await?;
         let (uri, headers) = (parts.uri, parts.headers);
-        let asked = Asked { face, caller, path, uri, headers, body };
+        let asked = Asked { face, peer, need: self.need, caller, path, uri, headers, body };
         match tokio::time::timeout(self.deadline, (self.run)(asked)).await {
             Ok(answered) => answered,
             Err(_) if self.method == Method::GET => Err(Failure::late(self.deadline)),
@@ -279,7 +289,7 @@ impl Asked {
     }
 
     fn with<I>(self, input: I) -> Ask<I> {
-        let Self { face, caller, path, headers, .. } = self;
-        Ask { input, face, caller, headers, path }
+        let Self { face, peer, need, caller, path, headers, .. } = self;
+        Ask { input, face, caller, headers, peer, need, path }
     }
 }

@@ -1,6 +1,5 @@
 //! Taking connections in and seeing them out.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
@@ -74,10 +73,13 @@ impl Entrance for TcpListener {
     type Stream = TcpStream;
 
     async fn next(&self) -> io::Result<(TcpStream, Peer)> {
-        let (stream, remote) = self.accept().await?;
-        stream.set_nodelay(true)?;
-        let local = stream.local_addr()?;
-        Ok((stream, Peer::Tcp { remote, local }))
+        loop {
+            let (stream, remote) = self.accept().await?;
+            // Fails where the client is gone already: no reason to keep the next one waiting.
+            if let (Ok(()), Ok(local)) = (stream.set_nodelay(true), stream.local_addr()) {
+                return Ok((stream, Peer::Tcp { remote, local }));
+            }
+        }
     }
 }
 
@@ -92,13 +94,12 @@ impl Entrance for socket::Door {
 
 async fn receive<E: Entrance>(
     entrance: E,
-    mut crowd: Crowd<task::Id>,
+    mut crowd: Crowd<task::Id, AbortHandle>,
     service: &Service,
     shutdown: &CancellationToken,
 ) {
     // Dropped with this future, and every connection with it.
     let mut connections = JoinSet::new();
-    let mut handles: HashMap<task::Id, AbortHandle> = HashMap::new();
     loop {
         let accepted = tokio::select! {
             biased;
@@ -106,7 +107,6 @@ async fn receive<E: Entrance>(
             Some(ended) = connections.join_next_with_id() => {
                 let id = ended.map_or_else(|error| error.id(), |(id, ())| id);
                 crowd.leave(id);
-                handles.remove(&id);
                 continue;
             }
             accepted = entrance.next() => accepted,
@@ -126,8 +126,7 @@ async fn receive<E: Entrance>(
         match crowd.room(source) {
             Room::Free => {}
             Room::InsteadOf(id) => {
-                crowd.leave(id);
-                if let Some(handle) = handles.remove(&id) {
+                if let Some(handle) = crowd.leave(id) {
                     handle.abort();
                 }
             }
@@ -138,8 +137,7 @@ async fn receive<E: Entrance>(
         }
         let pace = Arc::new(Pace::new(Instant::now()));
         let handle = connections.spawn(converse(stream, peer, pace.clone(), service.clone(), shutdown.clone()));
-        crowd.enter(handle.id(), source, pace);
-        handles.insert(handle.id(), handle);
+        crowd.enter(handle.id(), source, pace, handle);
     }
     // No more are taken from here on; those that run have their own ends.
     drop(entrance);

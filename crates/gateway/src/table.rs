@@ -78,11 +78,11 @@ pub(crate) fn routes() -> Vec<Route> {
 
 /// The routes and what stands before them, ready to be asked.
 pub(crate) fn service(face: Arc<Face>) -> Service {
-    Service::new(face.clone(), router(face))
+    Service::new(face.clone(), router(face, routes()))
 }
 
-pub(crate) fn router(face: Arc<Face>) -> Router {
-    let routes = routes().into_iter().fold(Router::new(), |router, route| {
+pub(crate) fn router(face: Arc<Face>, routes: Vec<Route>) -> Router {
+    let routes = routes.into_iter().fold(Router::new(), |router, route| {
         let filter = MethodFilter::try_from(route.method.clone()).expect("the table holds common methods only");
         let (path, route) = (route.path, Arc::new(route));
         let serve = move |State(face): State<Arc<Face>>, request: Request<Body>| {

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use futures::Stream;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Interval, MissedTickBehavior};
 
 use crate::failure::Failure;
 use crate::route::Ask;
@@ -21,10 +21,15 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Silence for longer means that the connection is dead, to clients and to what stands between.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
+/// A revoked key hears of the mesh for no longer than this.
+const RECHECK: Duration = Duration::from_secs(1);
+
 pub(crate) async fn listen(ask: Ask<wire::Nothing>) -> Result<Response, Failure> {
     let after = resume_after(&ask.headers)?;
     let (missed, coming) = ask.api().events(after);
-    let feed = Feed { missed: missed.into(), coming, seen: after.unwrap_or(0), shutdown: ask.face.shutdown().clone() };
+    let mut recheck = tokio::time::interval(RECHECK);
+    recheck.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let feed = Feed { missed: missed.into(), coming, seen: after.unwrap_or(0), recheck, ask };
     let heartbeat = KeepAlive::new().interval(HEARTBEAT).text("still here");
     Ok(Sse::new(stream(feed)).keep_alive(heartbeat).into_response())
 }
@@ -41,18 +46,25 @@ struct Feed {
     coming: Receiver<node::Event>,
     /// The last index that was sent: what is coming may repeat what was missed.
     seen: u64,
-    shutdown: CancellationToken,
+    recheck: Interval,
+    ask: Ask<wire::Nothing>,
 }
 
 impl Feed {
-    /// The next event to send; nothing when the server stops.
+    /// The next event to send; nothing when the server stops or the listener may listen no more.
     async fn next(&mut self) -> Option<wire::Event> {
         loop {
             let event = match self.missed.pop_front() {
                 Some(event) => event,
                 None => tokio::select! {
                     biased;
-                    () = self.shutdown.cancelled() => return None,
+                    () = self.ask.face.shutdown().cancelled() => return None,
+                    _ = self.recheck.tick() => {
+                        if !self.ask.may_still() {
+                            return None;
+                        }
+                        continue;
+                    }
                     event = self.coming.recv() => match event {
                         Ok(event) => event,
                         Err(RecvError::Lagged(count)) => return Some(wire::Event::Missed { count }),

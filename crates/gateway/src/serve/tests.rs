@@ -54,7 +54,7 @@ impl Rig {
             .route("/panics", get(async || -> &str { panic!("as the test wants it") }))
             .route("/endless", get(endless))
             .route("/waits", get(waits))
-            .merge(table::router(face.clone()));
+            .merge(table::router(face.clone(), table::routes()));
         let service = Service::new(face.clone(), router);
         let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = tcp.local_addr().unwrap();

@@ -16,6 +16,8 @@ use super::*;
 use crate::access::Peer;
 use crate::config::{Config, Local};
 use crate::host::Hosts;
+use crate::route::Ask;
+use crate::wire;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Needs {
@@ -58,8 +60,11 @@ const ROWS: [(&str, &str, &str, &str, Needs, u16); 25] = [
 
 struct Rig {
     solo: Solo,
+    face: Arc<Face>,
     service: Service,
 }
+
+const PATIENCE: Duration = Duration::from_secs(20);
 
 const LOCAL: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 11_435);
 
@@ -86,8 +91,8 @@ impl Rig {
         change(&mut config);
         let hosts = Hosts::new(&[]).unwrap();
         let cookie = Some(types::Secret::new("omxc_cookie".to_owned()));
-        let face = Face::new(solo.api.clone(), hosts, cookie, &config, CancellationToken::new());
-        Self { service: service(Arc::new(face)), solo }
+        let face = Arc::new(Face::new(solo.api.clone(), hosts, cookie, &config, CancellationToken::new()));
+        Self { service: service(face.clone()), face, solo }
     }
 
     async fn ask(&self, peer: Peer, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Response {
@@ -323,8 +328,16 @@ async fn a_stream_of_events_resumes_without_gap_or_repetition_and_ends_with_the_
     let lagging = next(&mut stream).await;
     assert!(lagging.contains("event: missed") && lagging.contains("\"count\":744"), "{lagging}");
 
-    rig.service.face().shutdown().cancel();
-    let rest = tokio::time::timeout(std::time::Duration::from_secs(10), stream.collect()).await;
+    let key = rig.key([Scope::Read]).await;
+    let id = key.split('_').nth(1).unwrap().parse().unwrap();
+    let heard = rig.ask(beyond(), "GET", "/omx/v1/events", &[("x-api-key", &key)], "").await;
+    assert_eq!(heard.status(), StatusCode::OK);
+    api.revoke_key(api.user(7), id).await.unwrap();
+    let rest = tokio::time::timeout(PATIENCE, heard.into_body().collect()).await;
+    assert!(rest.is_ok_and(|rest| rest.is_ok()), "a stream ends with the key it was opened by");
+
+    rig.face.shutdown().cancel();
+    let rest = tokio::time::timeout(PATIENCE, stream.collect()).await;
     assert!(rest.is_ok_and(|rest| rest.is_ok()), "the stream ends");
     let bad = rig.ask(loopback(), "GET", "/omx/v1/events", &[("last-event-id", "x")], "").await;
     assert_eq!(bad.status(), StatusCode::BAD_REQUEST);
@@ -333,7 +346,7 @@ async fn a_stream_of_events_resumes_without_gap_or_repetition_and_ends_with_the_
 #[tokio::test]
 async fn a_node_that_stops_is_alive_and_not_ready() {
     let rig = Rig::new().await;
-    rig.service.face().shutdown().cancel();
+    rig.face.shutdown().cancel();
     for peer in [loopback(), beyond()] {
         let response = rig.ask(peer, "GET", "/healthz/ready", &[], "").await;
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
@@ -344,4 +357,23 @@ async fn a_node_that_stops_is_alive_and_not_ready() {
     let head = rig.ask(beyond(), "HEAD", "/healthz/live", &[], "").await;
     assert_eq!(head.status(), StatusCode::OK);
     assert_eq!(head.headers()[header::CONTENT_TYPE], "application/json");
+}
+
+#[tokio::test]
+async fn a_question_that_takes_too_long_is_late_and_a_change_is_not_known() {
+    async fn never<I: Send>(_: Ask<I>) -> Result<wire::Nothing, Failure> {
+        std::future::pending().await
+    }
+    let rig = Rig::new().await;
+    let limit = Duration::from_millis(50);
+    let routes = vec![
+        Route::read("/slow", READ, "", never::<wire::Nothing>).within(limit),
+        Route::change(Method::POST, "/slow", READ, "", never::<wire::Nothing>).within(limit),
+    ];
+    let rig = Rig { service: Service::new(rig.face.clone(), router(rig.face.clone(), routes)), ..rig };
+    for (method, code) in [("GET", "deadline"), ("POST", "unknown_outcome")] {
+        let response = rig.ask(loopback(), method, "/slow", &[], "").await;
+        assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
+        assert_eq!(json(response).await["error"]["code"], code);
+    }
 }
