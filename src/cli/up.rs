@@ -1,0 +1,158 @@
+//! `omx up`: this process is a node until it is told to stop.
+
+use std::convert::Infallible;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use node::{ParseTokenError, Token};
+use types::Secret;
+
+use super::Session;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::folder;
+use crate::logging::Logging;
+use crate::run_file::from_here;
+use crate::settings::{File, Key, Settings};
+use crate::table::facts;
+
+mod failed;
+mod life;
+mod signals;
+
+const VERBOSE: &str = "debug,openraft=info,libp2p=info,sled=warn";
+const VERY_VERBOSE: &str = "trace";
+
+/// Start a node on this machine
+///
+/// In an empty data folder it makes a mesh of one and says how the next machine joins. With a token it joins; it tries for
+/// ever and says why it waits. Later starts need no flags. Ctrl-C stops it in good order; a second one ends it at once.
+///
+/// Every setting can stand in `omx.toml` in the data folder or in a variable too: docs/config.md, `omx config show`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  omx up                        a mesh of one, or this node as it was\n  \
+    omx up --join TOKEN           join a mesh; `omx token create` prints the token there\n  \
+    omx up --api 0.0.0.0:11435    serve other machines; needs an API key first\n  \
+    omx up --data-dir d2 --api 127.0.0.1:0 --mesh 127.0.0.1:0")]
+pub(super) struct Up {
+    /// What people call this node: 1 to 63 of `a-z 0-9 - .` [env: OMX_NAME] [default: the machine's name]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Where to listen for HTTP [env: OMX_API] [default: 127.0.0.1:11435]
+    #[arg(long, value_name = "ADDR:PORT")]
+    api: Option<String>,
+    /// Where to listen for other nodes, TCP and QUIC [env: OMX_MESH] [default: 0.0.0.0:11436]
+    #[arg(long, value_name = "ADDR:PORT")]
+    mesh: Option<String>,
+    /// Where to listen for joins and large transfers [env: OMX_BULK] [default: port 11437 beside `--mesh`]
+    #[arg(long, value_name = "ADDR:PORT")]
+    bulk: Option<String>,
+    /// Join with this token; a member already does not need it [env: OMX_JOIN]
+    #[arg(long, value_name = "TOKEN", value_parser = secret, conflicts_with = "join_file")]
+    join: Option<Secret<String>>,
+    /// Join with the token in this file
+    #[arg(long, value_name = "FILE")]
+    join_file: Option<PathBuf>,
+    /// Neither announce this node on the local network nor look for members there [env: OMX_MDNS=false]
+    #[arg(long)]
+    no_mdns: bool,
+    /// One more name by which browsers and proxies may ask for this node [env: OMX_ALLOW_HOST]
+    #[arg(long, value_name = "NAME")]
+    allow_host: Vec<String>,
+    /// Let callers from anywhere do what callers on this machine may [env: OMX_INSECURE_NO_AUTH]
+    #[arg(long)]
+    insecure_no_auth: bool,
+    /// What to log, such as `warn` or `info,net=debug` [env: OMX_LOG]
+    #[arg(long, value_name = "LEVELS")]
+    log: Option<String>,
+}
+
+fn parsed(token: &Secret<String>) -> Result<Token, Failure> {
+    let hint = "copy the whole of what `omx token create` printed".to_owned();
+    token.expose().parse().map_err(|error: ParseTokenError| Failure::new(Exit::Usage, error).hint(hint))
+}
+
+fn secret(text: &str) -> Result<Secret<String>, Infallible> {
+    Ok(Secret::new(text.to_owned()))
+}
+
+impl Up {
+    pub(super) fn run(self, session: &Session) -> Result<Exit, Failure> {
+        let file = File::read(&session.folder.join("omx.toml"))?;
+        let variable = |name: &str| std::env::var(name).ok();
+        let settings = Settings::resolve(&self.flags(session.verbose), variable, &file)?;
+        let join = self.token(variable("OMX_JOIN"))?.map(|token| parsed(&token)).transpose()?;
+        let logging = Logging::start(&settings.log.value)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| Failure::new(Exit::General, error))?;
+        let ended = runtime.block_on(life::live(session, &settings, join, &logging));
+        // What still runs has had its time, or a second signal says that there is none.
+        runtime.shutdown_background();
+        ended
+    }
+
+    /// What was typed, as settings.
+    fn flags(&self, verbose: u8) -> Vec<(Key, String)> {
+        let on = |given: bool, text: &str| given.then(|| text.to_owned());
+        let by_verbosity = match verbose {
+            0 => None,
+            1 => Some(VERBOSE.to_owned()),
+            _ => Some(VERY_VERBOSE.to_owned()),
+        };
+        let given = [
+            (Key::Name, self.name.clone()),
+            (Key::Api, self.api.clone()),
+            (Key::Mesh, self.mesh.clone()),
+            (Key::Bulk, self.bulk.clone()),
+            (Key::Mdns, on(self.no_mdns, "false")),
+            (Key::AllowHost, on(!self.allow_host.is_empty(), &self.allow_host.join(","))),
+            (Key::InsecureNoAuth, on(self.insecure_no_auth, "true")),
+            (Key::Log, self.log.clone().or(by_verbosity)),
+        ];
+        given.into_iter().filter_map(|(key, text)| Some((key, text?))).collect()
+    }
+
+    /// The token, from wherever it was given. Its file may end with a newline, as files do.
+    fn token(&self, variable: Option<String>) -> Result<Option<Secret<String>>, Failure> {
+        if let Some(token) = &self.join {
+            return Ok(Some(token.clone()));
+        }
+        if let Some(path) = &self.join_file {
+            let unreadable = |source| Failure::new(Exit::General, TokenFile { path: path.clone(), source });
+            let text = fs::read_to_string(path).map_err(unreadable)?;
+            return Ok(Some(Secret::new(text.trim().to_owned())));
+        }
+        Ok(variable.filter(|text| !text.is_empty()).map(Secret::new))
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("failed to read the token in `{}`", .path.display())]
+struct TokenFile {
+    path: PathBuf,
+    source: std::io::Error,
+}
+
+/// Where the node is and what to type next, in this order. `anonymous` is whether callers on this machine may look at
+/// the mesh without a key: a line that does not work is worse than a longer one.
+fn greeting(api: SocketAddr, anonymous: bool, socket: &Path, data_folder: &Path) -> String {
+    let url = format!("http://{}", from_here(api));
+    let curl = match anonymous {
+        true => format!("curl {url}/omx/v1/status"),
+        false => {
+            let socket = folder::quoted(&socket.display().to_string());
+            format!("curl --unix-socket {socket} http://localhost/omx/v1/status")
+        }
+    };
+    let create = format!("omx{} token create", folder::flag(data_folder));
+    facts(&[
+        ("API", url),
+        ("try it", curl),
+        ("next machine", format!("omx up --join TOKEN    (TOKEN: what `{create}` prints here)")),
+    ])
+}
+
+#[cfg(test)]
+mod tests;

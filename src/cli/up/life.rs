@@ -1,0 +1,200 @@
+//! A node's life as a process: started in order, spoken to, stopped in reverse.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use gateway::Local;
+use node::{Node, Progress, RunInfo, Token};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use types::{NodeName, Scope};
+
+use super::signals::Signals;
+use super::{failed, greeting};
+use crate::cli::Session;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::logging::Logging;
+use crate::out;
+use crate::plain::plain;
+use crate::settings::Settings;
+use crate::times::rough;
+
+/// Below the data folder: whoever may not look into that cannot get as far as the socket.
+const SOCKET: &str = "run/omx.sock";
+
+/// For requests that run when the node is told to stop. Longer than any of them may take by itself.
+const FINISH_MAX: Duration = Duration::from_secs(15);
+/// For others to take over what this node leads and votes for.
+const HAND_OVER_MAX: Duration = Duration::from_secs(10);
+
+/// Starts a node, and stops it when it is told to or cannot go on.
+pub(super) async fn live(
+    session: &Session,
+    settings: &Settings,
+    join: Option<Token>,
+    logging: &Logging,
+) -> Result<Exit, Failure> {
+    let mut signals = Signals::take().map_err(|error| Failure::new(Exit::General, error))?;
+    let api = settings.api.value;
+    // Let go at once: whether it will do is to be known before the mesh hears of this node.
+    TcpListener::bind(api).map(drop).map_err(|error| failed::taken(api, error))?;
+
+    let log_folder = session.folder.join("log");
+    let tell = |progress: Progress<'_>| {
+        // The node has something to tell once the data folder is its own.
+        if let Err(error) = logging.to_files(&log_folder) {
+            tracing::warn!(%error, "there is no log but this one");
+        }
+        eprintln!("{}", plain(&told(&progress)));
+    };
+    let mut node = tokio::select! {
+        started = Node::start(config(session, settings, join), tell) => started.map_err(failed::to_start)?,
+        () = signals.next() => return Ok(Exit::Ok),
+    };
+
+    let stop_serving = CancellationToken::new();
+    let mut server = JoinSet::new();
+    let ended = match serve(&node, session, settings, logging, &stop_serving, &mut server).await {
+        Ok(()) => tokio::select! {
+            () = signals.next() => None,
+            end = node.ended() => failed::to_go_on(end),
+            _ = server.join_next() => Some(Failure::new(Exit::General, "the API has stopped, which is a bug")),
+        },
+        Err(failure) => Some(failure),
+    };
+    tracing::info!("stopping; a second signal ends at once");
+    let stopping = async {
+        stop_serving.cancel();
+        if tokio::time::timeout(FINISH_MAX, server.join_next()).await.is_err() {
+            tracing::warn!("requests were still running after {FINISH_MAX:?} and are cut");
+        }
+        server.shutdown().await;
+        node.stop(HAND_OVER_MAX).await;
+    };
+    let in_order = tokio::select! {
+        () = stopping => true,
+        () = signals.next() => false,
+    };
+    match ended {
+        Some(failure) => Err(failure),
+        None if in_order => Ok(Exit::Ok),
+        None => Ok(Exit::General),
+    }
+}
+
+fn config(session: &Session, settings: &Settings, join: Option<Token>) -> node::Config {
+    node::Config {
+        data_dir: session.folder.clone(),
+        name: settings.name.value.clone().unwrap_or_else(|| NodeName::from_host(&host_name())),
+        mesh: settings.mesh.value,
+        bulk: settings.bulk.value,
+        mdns: settings.mdns.value,
+        join,
+    }
+}
+
+/// Opens the node's faces and says where they are.
+async fn serve(
+    node: &Node,
+    session: &Session,
+    settings: &Settings,
+    logging: &Logging,
+    stop: &CancellationToken,
+    server: &mut JoinSet<()>,
+) -> Result<(), Failure> {
+    logging.to_files(&session.folder.join("log"))?;
+    let socket = node.folder().path().join(SOCKET);
+    let bound = gateway::bind(gateway::Config {
+        api: settings.api.value,
+        insecure_no_auth: settings.insecure_no_auth.value,
+        allowed_hosts: settings.allow_host.value.clone(),
+        ..gateway::Config::new(Local::Socket(socket.clone()))
+    });
+    let bound = bound.await.map_err(failed::to_open)?;
+    let api = bound.addresses().api;
+    let task = bound.open(node.api().clone(), stop.clone()).map_err(failed::to_open)?;
+    server.spawn(task.run());
+    let info = run_info(node, settings, api);
+    node.folder().announce(&info).map_err(|error| failed::to_start(error.into()))?;
+    if session.out.json {
+        return out::print(&(serde_json::to_string(&info).expect("addresses are texts") + "\n"));
+    }
+    let anonymous = node.api().anonymous().allows(Scope::Read);
+    out::print(&greeting(api, anonymous, &socket, &session.folder))
+}
+
+fn run_info(node: &Node, settings: &Settings, api: SocketAddr) -> RunInfo {
+    let known = node.addresses();
+    // As it was asked for, with the port that was found: started with this again, the node is where it was.
+    let asked = settings.bulk.value;
+    let port = known.bulk.iter().next().map_or(asked.port(), SocketAddr::port);
+    RunInfo {
+        api,
+        mesh: known.mesh.into_iter().collect(),
+        bulk: SocketAddr::new(asked.ip(), port),
+        pid: std::process::id(),
+        peer_id: node.api().id(),
+        version: env!("CARGO_PKG_VERSION"),
+        socket: PathBuf::from(SOCKET),
+    }
+}
+
+/// One line for whoever watches the node start.
+fn told(progress: &Progress<'_>) -> String {
+    match progress {
+        Progress::SetAside(path) => set_aside(path),
+        Progress::Joining => "joining the mesh".to_owned(),
+        Progress::Waiting { attempt, error, next } => {
+            let mut why = error.to_string();
+            let mut cause = std::error::Error::source(error);
+            while let Some(error) = cause {
+                why = format!("{why}: {error}");
+                cause = error.source();
+            }
+            let hint = error.hint().map_or_else(String::new, |hint| format!(" (hint: {hint})"));
+            let next = if next.as_secs() == 0 { "at once".to_owned() } else { format!("in {}", rough(*next)) };
+            format!("waiting to join: attempt {attempt} failed: {why}; next try {next}{hint}")
+        }
+        Progress::Joined { name, role } => format!("joined as `{name}`, a {role}"),
+    }
+}
+
+fn set_aside(path: &Path) -> String {
+    format!("the registry of this node was damaged; it is kept in `{}`, and the node joins anew", path.display())
+}
+
+#[cfg(unix)]
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(not(unix))]
+fn host_name() -> String {
+    std::env::var("COMPUTERNAME").unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use node::JoinError;
+
+    use super::*;
+
+    #[test]
+    fn whoever_waits_learns_why_and_for_how_long() {
+        let error = JoinError::NotNow("no leader".to_owned());
+        let waiting = |next| told(&Progress::Waiting { attempt: 3, error: &error, next });
+        let expected = "waiting to join: attempt 3 failed: the mesh cannot take a member now: no leader; next try in 4 s \
+                        (hint: it goes on by itself once most of the nodes that vote are up)";
+        assert_eq!(waiting(Duration::from_secs(4)), expected);
+        assert!(waiting(Duration::from_millis(500)).contains("next try at once"));
+        let name = "attic".parse().unwrap();
+        assert_eq!(told(&Progress::Joined { name: &name, role: types::Role::Worker }), "joined as `attic`, a worker");
+    }
+
+    #[test]
+    fn this_machine_has_a_name() {
+        assert!(!host_name().is_empty());
+    }
+}

@@ -1,0 +1,338 @@
+//! What concerns this machine alone: where it listens, what it is called. A flag wins over the environment, that over
+//! `omx.toml`, that over the default, and each value remembers where it came from.
+//!
+//! Pure: flags, environment and the file's text come in, settings or what is wrong with them come out. What concerns
+//! the whole mesh is in the registry and unknown here.
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use toml::de::{DeTable, DeValue};
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
+use types::NodeName;
+
+use crate::exit::Exit;
+use crate::failure::Failure;
+
+/// openraft warns of things that are ordinary in a founding or an election, and mean nothing to whoever runs a node.
+const LOG_DEFAULT: &str = "info,openraft=error,libp2p=warn,sled=warn";
+
+/// Every setting: a key of `omx.toml`, a variable and a flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Key {
+    Name,
+    Api,
+    Mesh,
+    Bulk,
+    Mdns,
+    AllowHost,
+    InsecureNoAuth,
+    Log,
+}
+
+impl Key {
+    pub(crate) const ALL: [Self; 8] =
+        [Self::Name, Self::Api, Self::Mesh, Self::Bulk, Self::Mdns, Self::AllowHost, Self::InsecureNoAuth, Self::Log];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Name => "name",
+            Self::Api => "api",
+            Self::Mesh => "mesh",
+            Self::Bulk => "bulk",
+            Self::Mdns => "mdns",
+            Self::AllowHost => "allow_host",
+            Self::InsecureNoAuth => "insecure_no_auth",
+            Self::Log => "log",
+        }
+    }
+
+    pub(crate) fn variable(self) -> String {
+        format!("OMX_{}", self.name().to_ascii_uppercase())
+    }
+
+    pub(crate) fn flag(self) -> String {
+        match self {
+            // On by default, so that the flag can only turn it off.
+            Self::Mdns => "--no-mdns".to_owned(),
+            _ => format!("--{}", self.name().replace('_', "-")),
+        }
+    }
+}
+
+/// Where a value comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    Flag,
+    Environment,
+    File { line: usize },
+    Default,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Setting<T> {
+    pub(crate) value: T,
+    pub(crate) origin: Origin,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Settings {
+    /// Default: the machine's name.
+    pub(crate) name: Setting<Option<NodeName>>,
+    /// Default: `127.0.0.1:11435`; Ollama owns the port before it.
+    pub(crate) api: Setting<SocketAddr>,
+    /// Default: `0.0.0.0:11436`.
+    pub(crate) mesh: Setting<SocketAddr>,
+    /// Default: port 11437 on the address of `mesh`; any free port when `mesh` takes any.
+    pub(crate) bulk: Setting<SocketAddr>,
+    /// Default: true.
+    pub(crate) mdns: Setting<bool>,
+    /// More names by which browsers and proxies may ask for this node. Default: none.
+    pub(crate) allow_host: Setting<Vec<String>>,
+    /// Default: false.
+    pub(crate) insecure_no_auth: Setting<bool>,
+    /// Levels by target, as in `info,net=debug`.
+    pub(crate) log: Setting<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("{place} cannot be `{value}`")]
+    Bad { place: String, value: String, source: Reason },
+    #[error("unknown key `{key}` in line {line} of `{}`", .path.display())]
+    UnknownKey { path: PathBuf, line: usize, key: String, near: Option<Key> },
+    #[error("line {line} of `{}` is not TOML", .path.display())]
+    Syntax { path: PathBuf, line: usize, source: Reason },
+    #[error("failed to read `{}`", .path.display())]
+    Unreadable { path: PathBuf, source: std::io::Error },
+}
+
+/// What is wrong with a value, in words.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Reason(String);
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let hint = match &error {
+            Error::UnknownKey { near: Some(key), .. } => Some(format!("did you mean `{}`?", key.name())),
+            Error::UnknownKey { near: None, .. } => {
+                Some(format!("the keys are {}", Key::ALL.map(|key| format!("`{}`", key.name())).join(", ")))
+            }
+            Error::Bad { .. } | Error::Syntax { .. } | Error::Unreadable { .. } => None,
+        };
+        let exit = match &error {
+            Error::Unreadable { .. } => Exit::General,
+            Error::Bad { .. } | Error::UnknownKey { .. } | Error::Syntax { .. } => Exit::Usage,
+        };
+        Self::new(exit, error).hint(hint)
+    }
+}
+
+/// `omx.toml`: the text of each key it has, and its line.
+#[derive(Debug, Default)]
+pub(crate) struct File {
+    path: PathBuf,
+    values: Vec<(Key, String, usize)>,
+}
+
+impl File {
+    pub(crate) fn parse(path: &Path, text: &str) -> Result<Self, Error> {
+        let line_of = |at: usize| 1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count();
+        let table = DeTable::parse(text).map_err(|error| Error::Syntax {
+            path: path.to_owned(),
+            line: line_of(error.span().map_or(0, |span| span.start)),
+            source: Reason(error.message().to_owned()),
+        })?;
+        let mut values = Vec::new();
+        for (name, value) in table.into_inner() {
+            let line = line_of(name.span().start);
+            let Some(key) = Key::ALL.into_iter().find(|key| key.name() == name.get_ref()) else {
+                let key: String = name.get_ref().chars().take(100).collect();
+                let near = nearest(&key);
+                return Err(Error::UnknownKey { path: path.to_owned(), line, key, near });
+            };
+            let text = match value.get_ref() {
+                DeValue::String(text) => text.clone().into_owned(),
+                DeValue::Boolean(on) => on.to_string(),
+                other => {
+                    return Err(Error::Bad {
+                        place: place(key, Origin::File { line }, path),
+                        value: text[value.span()].chars().take(100).collect(),
+                        source: Reason(format!(
+                            "a text in quotes, `true` or `false` is needed, not of type {}",
+                            other.type_str()
+                        )),
+                    });
+                }
+            };
+            values.push((key, text, line));
+        }
+        Ok(Self { path: path.to_owned(), values })
+    }
+
+    /// A file that is not there sets nothing.
+    pub(crate) fn read(path: &Path) -> Result<Self, Error> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(path, &text),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(source) => Err(Error::Unreadable { path: path.to_owned(), source }),
+        }
+    }
+}
+
+impl Settings {
+    pub(crate) fn resolve(
+        flags: &[(Key, String)],
+        environment: impl Fn(&str) -> Option<String>,
+        file: &File,
+    ) -> Result<Self, Error> {
+        let layers = Layers { flags, environment, file };
+        let mesh = layers.setting(Key::Mesh, address, || any_interface(11_436))?;
+        let beside_mesh = SocketAddr::new(mesh.value.ip(), if mesh.value.port() == 0 { 0 } else { 11_437 });
+        Ok(Self {
+            name: layers.setting(Key::Name, |text| said(text.parse()).map(Some), || None)?,
+            api: layers.setting(Key::Api, address, || SocketAddr::from((Ipv4Addr::LOCALHOST, 11_435)))?,
+            bulk: layers.setting(Key::Bulk, address, || beside_mesh)?,
+            mesh,
+            mdns: layers.setting(Key::Mdns, switch, || true)?,
+            allow_host: layers.setting(Key::AllowHost, |text| Ok(list(text)), Vec::new)?,
+            insecure_no_auth: layers.setting(Key::InsecureNoAuth, switch, || false)?,
+            log: layers.setting(Key::Log, levels, || LOG_DEFAULT.to_owned())?,
+        })
+    }
+
+    /// Each key with its value as text and where that comes from.
+    pub(crate) fn rows(&self) -> [(Key, String, Origin); 8] {
+        let name = self.name.value.as_ref().map_or_else(String::new, NodeName::to_string);
+        [
+            (Key::Name, name, self.name.origin),
+            (Key::Api, self.api.value.to_string(), self.api.origin),
+            (Key::Mesh, self.mesh.value.to_string(), self.mesh.origin),
+            (Key::Bulk, self.bulk.value.to_string(), self.bulk.origin),
+            (Key::Mdns, self.mdns.value.to_string(), self.mdns.origin),
+            (Key::AllowHost, self.allow_host.value.join(","), self.allow_host.origin),
+            (Key::InsecureNoAuth, self.insecure_no_auth.value.to_string(), self.insecure_no_auth.origin),
+            (Key::Log, self.log.value.clone(), self.log.origin),
+        ]
+    }
+}
+
+/// Where values are looked for, the first that has one wins.
+struct Layers<'a, E> {
+    flags: &'a [(Key, String)],
+    environment: E,
+    file: &'a File,
+}
+
+impl<E: Fn(&str) -> Option<String>> Layers<'_, E> {
+    fn setting<T>(
+        &self,
+        key: Key,
+        parse: impl Fn(&str) -> Result<T, Reason>,
+        default: impl FnOnce() -> T,
+    ) -> Result<Setting<T>, Error> {
+        let Some((text, origin)) = self.look_up(key) else {
+            return Ok(Setting { value: default(), origin: Origin::Default });
+        };
+        match parse(&text) {
+            Ok(value) => Ok(Setting { value, origin }),
+            Err(source) => {
+                let value = text.chars().take(100).collect();
+                Err(Error::Bad { place: place(key, origin, &self.file.path), value, source })
+            }
+        }
+    }
+
+    fn look_up(&self, key: Key) -> Option<(String, Origin)> {
+        let flag = self.flags.iter().find(|(flag, _)| *flag == key).map(|(_, text)| (text.clone(), Origin::Flag));
+        // A variable that is set to nothing is how scripts unset one.
+        let variable = || (self.environment)(&key.variable()).filter(|text| !text.is_empty());
+        let in_file = || self.file.values.iter().find(|(in_file, ..)| *in_file == key);
+        flag.or_else(|| variable().map(|text| (text, Origin::Environment)))
+            .or_else(|| in_file().map(|(_, text, line)| (text.clone(), Origin::File { line: *line })))
+    }
+}
+
+fn place(key: Key, origin: Origin, file: &Path) -> String {
+    match origin {
+        Origin::Flag => format!("`{}`", key.flag()),
+        Origin::Environment => format!("`{}`", key.variable()),
+        Origin::File { line } => format!("`{}` in line {line} of `{}`", key.name(), file.display()),
+        Origin::Default => format!("the default of `{}`", key.name()),
+    }
+}
+
+impl Origin {
+    /// For `config show --origin`.
+    pub(crate) fn of(self, key: Key) -> String {
+        match self {
+            Self::Flag => key.flag(),
+            Self::Environment => key.variable(),
+            Self::File { line } => format!("omx.toml:{line}"),
+            Self::Default => "default".to_owned(),
+        }
+    }
+}
+
+fn any_interface(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))
+}
+
+fn address(text: &str) -> Result<SocketAddr, Reason> {
+    text.parse()
+        .map_err(|_| Reason("an address and a port are needed, such as `127.0.0.1:11435` or `[::1]:0`".to_owned()))
+}
+
+fn list(text: &str) -> Vec<String> {
+    text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
+}
+
+fn switch(text: &str) -> Result<bool, Reason> {
+    match text {
+        "true" | "1" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err(Reason("`true` or `false` is needed".to_owned())),
+    }
+}
+
+fn levels(text: &str) -> Result<String, Reason> {
+    // A filter takes any single word for the name of a target, so that a mistyped level would silence everything.
+    let bare = text.split(',').map(str::trim).filter(|part| !part.contains(['=', '[']));
+    for word in bare {
+        if word.parse::<LevelFilter>().is_err() {
+            return Err(Reason(format!("`{word}` is none of `off`, `error`, `warn`, `info`, `debug`, `trace`")));
+        }
+    }
+    said(EnvFilter::try_new(text)).map(|_| text.to_owned())
+}
+
+fn said<T, E: fmt::Display>(parsed: Result<T, E>) -> Result<T, Reason> {
+    parsed.map_err(|error| Reason(error.to_string()))
+}
+
+/// The key that was probably meant: at least half of the letters fit.
+fn nearest(typed: &str) -> Option<Key> {
+    let distances = Key::ALL.into_iter().map(|key| (distance(typed, key.name()), key));
+    let (distance, key) = distances.min_by_key(|(distance, _)| *distance)?;
+    (distance <= typed.chars().count().max(key.name().len()) / 2).then_some(key)
+}
+
+/// How many letters must be added, removed or changed to get from one to the other (Levenshtein).
+fn distance(from: &str, to: &str) -> usize {
+    let to: Vec<char> = to.chars().collect();
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (removed, letter) in (1..).zip(from.chars()) {
+        let mut diagonal = std::mem::replace(&mut row[0], removed);
+        for at in 0..to.len() {
+            let changed = diagonal + usize::from(letter != to[at]);
+            diagonal = row[at + 1];
+            row[at + 1] = changed.min(diagonal + 1).min(row[at] + 1);
+        }
+    }
+    row[to.len()]
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,139 @@
+use super::*;
+
+fn nothing(_: &str) -> Option<String> {
+    None
+}
+
+fn file(text: &str) -> File {
+    File::parse(Path::new("d/omx.toml"), text).unwrap()
+}
+
+fn shown(error: Error) -> String {
+    Failure::from(error).to_string()
+}
+
+#[test]
+fn without_any_word_the_defaults_hold() {
+    let settings = Settings::resolve(&[], nothing, &File::default()).unwrap();
+    assert_eq!(settings.api.value.to_string(), "127.0.0.1:11435");
+    assert_eq!(settings.mesh.value.to_string(), "0.0.0.0:11436");
+    assert_eq!(settings.bulk.value.to_string(), "0.0.0.0:11437");
+    assert!(settings.mdns.value && !settings.insecure_no_auth.value);
+    assert!(settings.rows().iter().all(|(_, _, origin)| *origin == Origin::Default));
+}
+
+#[test]
+fn a_flag_wins_over_a_variable_over_the_file_over_the_default() {
+    let file = file("name = 'from-file'\napi = '127.0.0.1:1'\nmesh = '127.0.0.1:2'\n");
+    let environment = |name: &str| match name {
+        "OMX_API" => Some("127.0.0.1:3".to_owned()),
+        "OMX_NAME" => Some("from-variable".to_owned()),
+        // Set to nothing is not set.
+        "OMX_MESH" => Some(String::new()),
+        _ => None,
+    };
+    let flags = [(Key::Name, "from-flag".to_owned())];
+    let settings = Settings::resolve(&flags, environment, &file).unwrap();
+    let told = settings.rows().map(|(key, value, origin)| format!("{} {value} {}", key.name(), origin.of(key)));
+    assert_eq!(
+        told[..5],
+        [
+            "name from-flag --name",
+            "api 127.0.0.1:3 OMX_API",
+            "mesh 127.0.0.1:2 omx.toml:3",
+            "bulk 127.0.0.1:11437 default",
+            "mdns true default",
+        ]
+    );
+}
+
+#[test]
+fn bulk_takes_any_port_when_mesh_does_unless_it_is_set() {
+    let bulk = |flags: &[(Key, &str)]| {
+        let flags: Vec<_> = flags.iter().map(|(key, text)| (*key, (*text).to_owned())).collect();
+        Settings::resolve(&flags, nothing, &File::default()).unwrap().bulk.value.to_string()
+    };
+    assert_eq!(bulk(&[(Key::Mesh, "127.0.0.1:0")]), "127.0.0.1:0");
+    assert_eq!(bulk(&[(Key::Mesh, "127.0.0.1:0"), (Key::Bulk, "0.0.0.0:9")]), "0.0.0.0:9");
+}
+
+#[test]
+fn every_key_can_be_set_at_every_place() {
+    for key in Key::ALL {
+        let (text, toml) = match key {
+            Key::Name => ("n", "'n'"),
+            Key::Api | Key::Mesh | Key::Bulk => ("[::1]:7", "'[::1]:7'"),
+            Key::Mdns => ("false", "false"),
+            Key::AllowHost => ("a,b.lan", "'a, b.lan'"),
+            Key::InsecureNoAuth => ("true", "true"),
+            Key::Log => ("debug", "'debug'"),
+        };
+        let origin = |settings: Settings| {
+            let (_, value, origin) = settings.rows().into_iter().find(|(found, ..)| *found == key).unwrap();
+            assert_eq!(value, text);
+            origin
+        };
+        let flags = [(key, text.to_owned())];
+        assert_eq!(origin(Settings::resolve(&flags, nothing, &File::default()).unwrap()), Origin::Flag);
+        let variable = |name: &str| (name == key.variable()).then(|| text.to_owned());
+        assert_eq!(origin(Settings::resolve(&[], variable, &File::default()).unwrap()), Origin::Environment);
+        let file = file(&format!("\n{} = {toml}\n", key.name()));
+        assert_eq!(origin(Settings::resolve(&[], nothing, &file).unwrap()), Origin::File { line: 2 });
+    }
+}
+
+#[test]
+fn a_bad_value_names_its_place_and_says_what_is_needed() {
+    let bad = |flags: &[(Key, String)], toml: &str| shown(Settings::resolve(flags, nothing, &file(toml)).unwrap_err());
+    assert_eq!(
+        bad(&[(Key::Api, "11435".to_owned())], ""),
+        "error: `--api` cannot be `11435`\n  \
+         cause: an address and a port are needed, such as `127.0.0.1:11435` or `[::1]:0`\n"
+    );
+    assert_eq!(
+        bad(&[], "\n\nmdns = 'yes'"),
+        "error: `mdns` in line 3 of `d/omx.toml` cannot be `yes`\n  cause: `true` or `false` is needed\n"
+    );
+    assert!(bad(&[(Key::Name, "Über".to_owned())], "").contains("is not a node name"));
+    assert!(bad(&[(Key::Log, "info,debgu".to_owned())], "").contains("`debgu` is none of `off`"));
+    let variable = |name: &str| (name == "OMX_LOG").then(|| "net=loud".to_owned());
+    assert!(shown(Settings::resolve(&[], variable, &File::default()).unwrap_err()).starts_with("error: `OMX_LOG` "));
+}
+
+#[test]
+fn an_unknown_key_is_an_error_with_a_line_and_a_suggestion() {
+    let unknown = |toml: &str| shown(File::parse(Path::new("d/omx.toml"), toml).unwrap_err());
+    assert_eq!(
+        unknown("api = '127.0.0.1:1'\n# where others find us\nmehs = '127.0.0.1:2'\n"),
+        "error: unknown key `mehs` in line 3 of `d/omx.toml`\nhint: did you mean `mesh`?\n"
+    );
+    assert!(unknown("insecure-no-auth = true").contains("did you mean `insecure_no_auth`?"));
+    assert!(unknown("[gateway]\nthreads = 4").ends_with("`insecure_no_auth`, `log`\n"));
+}
+
+#[test]
+fn what_is_no_toml_or_no_text_is_told_with_its_line() {
+    let wrong = |toml: &str| shown(File::parse(Path::new("d/omx.toml"), toml).unwrap_err());
+    assert!(wrong("name = 'a'\napi 127").starts_with("error: line 2 of `d/omx.toml` is not TOML\n  cause: "));
+    assert!(wrong("name = 'a'\nname = 'b'").contains("line 2"));
+    assert_eq!(
+        wrong("name = [ 7 ]"),
+        "error: `name` in line 1 of `d/omx.toml` cannot be `[ 7 ]`\n  \
+         cause: a text in quotes, `true` or `false` is needed, not of type array\n"
+    );
+}
+
+#[test]
+fn a_file_that_is_not_there_sets_nothing() {
+    let missing = File::read(Path::new("no/such/folder/omx.toml")).unwrap();
+    assert!(missing.values.is_empty());
+    assert!(matches!(File::read(Path::new("src")), Err(Error::Unreadable { .. })));
+}
+
+#[test]
+fn distance_counts_letters() {
+    assert_eq!(distance("mesh", "mesh"), 0);
+    assert_eq!(distance("mehs", "mesh"), 2);
+    assert_eq!(distance("", "api"), 3);
+    assert_eq!(distance("kitten", "sitting"), 3);
+}
