@@ -82,7 +82,7 @@ impl Question {
             Self::Config(config) => config.run(session).await?,
             Self::Keys(keys) => keys.run(session).await?,
             Self::Leave(leave) => leave.run(session).await?,
-            Self::Doctor(doctor) => return Ok(doctor.run(session).await),
+            Self::Doctor(doctor) => return doctor.run(session).await,
         };
         Ok((text, Exit::Ok))
     }

@@ -8,17 +8,20 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use gateway::wire;
 use tokio::net::TcpStream;
+use types::Secret;
 
 use self::checks::{Check, Found, Verdict};
-use super::Session;
+use super::{Session, up};
 use crate::client::{Client, Error};
 use crate::exit::Exit;
+use crate::failure::Failure;
 use crate::run_file::{RunFile, from_here};
 
 mod checks;
+mod join;
 
 /// A node that works answers within milliseconds, even without a quorum.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -26,20 +29,36 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 
 /// Look for what is wrong on this machine and in the mesh, and say what to do
 ///
-/// Ends with code 1 if a check fails; a warning is none.
+/// Ends with code 1 if a check fails, with 10 if a token does not let this machine in; a warning is no failure.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  omx doctor\n  omx doctor --json | jq '.[] | select(.verdict == \"fail\")'")]
-pub(super) struct Doctor {}
+#[command(after_help = "Examples:\n  omx doctor\n  omx doctor --json | jq '.[] | select(.verdict == \"fail\")'\n  \
+    omx doctor join TOKEN      before `omx up --join TOKEN`, or when that waits")]
+pub(super) struct Doctor {
+    #[command(subcommand)]
+    about: Option<About>,
+}
+
+#[derive(Debug, Subcommand)]
+enum About {
+    /// Find out which step of joining with this token fails; the token is not used up
+    Join {
+        #[arg(value_parser = up::secret)]
+        token: Secret<String>,
+    },
+}
 
 impl Doctor {
-    pub(super) async fn run(self, session: &Session) -> (String, Exit) {
-        let checks = examine(&session.folder).await;
+    pub(super) async fn run(self, session: &Session) -> Result<(String, Exit), Failure> {
+        let (checks, if_failed) = match self.about {
+            None => (examine(&session.folder).await, Exit::General),
+            Some(About::Join { token }) => (join::examine(&token, session).await?, Exit::JoinRefused),
+        };
         let text = match session.out.json {
             true => serde_json::to_string(&checks).expect("checks are made of texts") + "\n",
             false => checks::render(&checks),
         };
         let failed = checks.iter().any(|check| check.verdict == Verdict::Fail);
-        (text, if failed { Exit::General } else { Exit::Ok })
+        Ok((text, if failed { if_failed } else { Exit::Ok }))
     }
 }
 

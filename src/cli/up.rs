@@ -18,12 +18,14 @@ use crate::run_file::from_here;
 use crate::settings::{File, Key, Settings};
 use crate::table::facts;
 
-mod failed;
+pub(super) mod failed;
 mod life;
 mod signals;
 
 const VERBOSE: &str = "debug,openraft=info,libp2p=info,sled=warn";
 const VERY_VERBOSE: &str = "trace";
+
+pub(super) const TOKEN_HINT: &str = "copy the whole of what `omx token create` printed";
 
 /// Start a node on this machine
 ///
@@ -70,11 +72,11 @@ pub(super) struct Up {
 }
 
 fn parsed(token: &Secret<String>) -> Result<Token, Failure> {
-    let hint = "copy the whole of what `omx token create` printed".to_owned();
-    token.expose().parse().map_err(|error: ParseTokenError| Failure::new(Exit::Usage, error).hint(hint))
+    let wrong = |error: ParseTokenError| Failure::new(Exit::Usage, error).hint(TOKEN_HINT.to_owned());
+    token.expose().parse().map_err(wrong)
 }
 
-fn secret(text: &str) -> Result<Secret<String>, Infallible> {
+pub(super) fn secret(text: &str) -> Result<Secret<String>, Infallible> {
     Ok(Secret::new(text.to_owned()))
 }
 

@@ -49,12 +49,12 @@ const EARLIEST: Duration = Duration::from_secs(1_767_225_600);
 const SKEW_MAX: Duration = Duration::from_secs(60);
 
 impl Check {
-    fn hint(self, hint: impl Into<String>) -> Self {
+    pub(super) fn hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
     }
 }
 
-fn ok(name: &'static str, why: impl Into<String>) -> Check {
+pub(super) fn ok(name: &'static str, why: impl Into<String>) -> Check {
     Check { name, verdict: Verdict::Ok, why: why.into(), hint: None }
 }
 
@@ -62,7 +62,7 @@ fn warn(name: &'static str, why: impl Into<String>) -> Check {
     Check { verdict: Verdict::Warn, ..ok(name, why) }
 }
 
-fn fail(name: &'static str, why: impl Into<String>) -> Check {
+pub(super) fn fail(name: &'static str, why: impl Into<String>) -> Check {
     Check { verdict: Verdict::Fail, ..ok(name, why) }
 }
 

@@ -8,7 +8,7 @@ use node::{End, FolderError, RegistryError, StartError};
 use crate::exit::Exit;
 use crate::failure::Failure;
 
-pub(super) fn to_start(error: StartError) -> Failure {
+pub(in crate::cli) fn to_start(error: StartError) -> Failure {
     let exit = match &error {
         StartError::Folder(error) => folder(error),
         StartError::Identity(error) => identity(error),
