@@ -102,7 +102,7 @@ impl From<Foreign> for Failure {
     fn from(foreign: Foreign) -> Self {
         match foreign {
             Foreign::Host => Self::new(StatusCode::FORBIDDEN, "foreign_host", "this node is not called that")
-                .hint("ask for `localhost`, the node's name, or the address it listens on"),
+                .hint("ask for `localhost`, its name or its address, or start it with `--allow-host NAME`"),
             Foreign::Origin => {
                 Self::new(StatusCode::FORBIDDEN, "foreign_origin", "pages of other origins may not ask this node")
             }
