@@ -1,0 +1,272 @@
+//! What goes wrong at the start of a node: each has an error of its own, a cause, a hint and an exit code, and leaves
+//! nothing broken behind.
+
+use std::fs;
+use std::io::Read;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use testnet::{Options, Testnet, wait_until};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn omx() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_omx"))
+}
+
+fn mesh(dir: &Path, nodes: usize) -> Result<Testnet> {
+    Testnet::up(omx(), dir, nodes, &Options::default())
+}
+
+/// `omx up` on free loopback ports, with more arguments.
+fn up(dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(omx());
+    command.env_clear().args(["up", "--no-mdns", "--data-dir"]).arg(dir);
+    for flag in ["--api", "--mesh", "--bulk"] {
+        if !arguments.contains(&flag) {
+            command.args([flag, "127.0.0.1:0"]);
+        }
+    }
+    command.args(arguments);
+    command
+}
+
+/// Runs a start that must fail; returns its exit code and what it said.
+fn fails(mut command: Command) -> Result<(i32, String)> {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let ended = wait_until("a start that cannot work to end", LIMIT, || child.try_wait()?.context("it runs"));
+    if ended.is_err() {
+        child.kill()?;
+    }
+    let mut said = String::new();
+    child.stderr.take().context("stderr is a pipe")?.read_to_string(&mut said)?;
+    let code = ended.with_context(|| said.clone())?.code().context("it was not killed")?;
+    Ok((code, said))
+}
+
+/// Ends a child that is left over when a test fails.
+struct Ends(Child);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        // It may have ended already, which is as good.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn expect(found: (i32, String), code: i32, words: &[&str]) -> Result<()> {
+    let (found, said) = found;
+    ensure!(found == code, "exit code {found}, not {code}; it said\n{said}");
+    for word in words {
+        ensure!(said.contains(word), "nothing about `{word}` in\n{said}");
+    }
+    ensure!(said.contains("error: ") && !said.contains("panicked"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn two_nodes_on_one_data_folder() -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let mut testnet = mesh(scratch.path(), 1)?;
+    let node = testnet.node("n1")?;
+    expect(fails(up(&node.dir(), &[]))?, 6, &["another node runs on data folder", "hint: "])?;
+    ensure!(node.status()?["quorum"] == true, "the first node is disturbed");
+    Ok(())
+}
+
+#[test]
+fn a_port_that_is_taken() -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let taken = TcpListener::bind("127.0.0.1:0")?;
+    let address = taken.local_addr()?;
+    let port = address.port().to_string();
+    let address = address.to_string();
+    for flag in ["--api", "--mesh", "--bulk"] {
+        let dir = scratch.path().join(flag);
+        expect(fails(up(&dir, &[flag, &address]))?, 9, &["127.0.0.1", &port, "hint: stop what listens there"])?;
+        let mut again = Ends(up(&dir, &[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+        let started = wait_until("the same folder to start on free ports", LIMIT, || {
+            ensure!(again.0.try_wait()?.is_none(), "it ended");
+            Ok(fs::read(dir.join("run.json")).map(drop)?)
+        });
+        started.with_context(|| format!("after {flag} was taken"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_folder_that_cannot_be_used() -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let file = scratch.path().join("file");
+    fs::write(&file, "")?;
+    expect(fails(up(&file.join("below"), &[]))?, 1, &["file/below"])?;
+    let foreign = scratch.path().join("letters");
+    fs::create_dir(&foreign)?;
+    private(&foreign)?;
+    fs::write(foreign.join("letter.txt"), "dear")?;
+    expect(fails(up(&foreign, &[]))?, 2, &["not a data folder", "hint: "])?;
+    ensure!(fs::read_dir(&foreign)?.count() == 1, "something was left behind");
+    Ok(())
+}
+
+#[test]
+fn a_folder_others_may_look_into() -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+
+    let scratch = tempfile::tempdir()?;
+    let open = scratch.path().join("open");
+    fs::create_dir(&open)?;
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o755))?;
+    expect(fails(up(&open, &[]))?, 11, &["755", "hint: run `chmod 700"])
+}
+
+fn private(dir: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+
+    Ok(fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?)
+}
+
+#[test]
+fn a_folder_of_a_newer_version() -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let mut testnet = mesh(scratch.path(), 1)?;
+    let node = testnet.node("n1")?;
+    node.term(LIMIT)?;
+    fs::write(node.dir().join("format"), "omx data 99\n")?;
+    expect(fails(up(&node.dir(), &[]))?, 8, &["format 99", "hint: update"])?;
+    fs::write(node.dir().join("format"), "omx data 1\n")?;
+    node.start()
+}
+
+#[test]
+fn an_unknown_key_in_the_settings_file() -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let dir = scratch.path().join("node");
+    fs::create_dir(&dir)?;
+    private(&dir)?;
+    fs::write(dir.join("omx.toml"), "# mine\nnam = \"tower\"\n")?;
+    expect(fails(up(&dir, &[]))?, 2, &["omx.toml", "`nam`", "`name`", "2"])
+}
+
+#[test]
+fn an_unknown_setting_of_the_mesh_and_a_bad_value() -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let mut testnet = mesh(scratch.path(), 1)?;
+    let node = testnet.node("n1")?;
+    for (arguments, words) in [
+        (["config", "set", "voter.max", "3"], ["`voter.max`", "`voters.max`"]),
+        (["config", "set", "voters.max", "4"], ["`4`", "1, 3, 5 or 7"]),
+    ] {
+        let output = node.cli(&arguments)?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        expect((output.status.code().context("it ended")?, said), 4, &words)?;
+    }
+    Ok(())
+}
+
+/// The largest file of the log: what a flipped bit would most likely hit.
+fn log_file(dir: &Path) -> Result<PathBuf> {
+    let mut files = Vec::new();
+    let mut folders = vec![dir.join("registry")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            match entry.file_type()?.is_dir() {
+                true if name != "snapshots" => folders.push(entry.path()),
+                true => {}
+                false if name != "reserve" => files.push((entry.metadata()?.len(), entry.path())),
+                false => {}
+            }
+        }
+    }
+    Ok(files.into_iter().max().context("the registry has files")?.1)
+}
+
+#[test]
+fn a_damaged_log_stops_the_node_and_a_token_lets_it_back_in() -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let mut testnet = mesh(scratch.path(), 3)?;
+    testnet.node("n1")?.text(&["config", "set", "mesh.name", "before"])?;
+    let damaged = testnet.node("n3")?;
+    damaged.kill9()?;
+    let dir = damaged.dir();
+    let file = log_file(&dir)?;
+    // All of it zeroed, at its length: whatever the file held, what was acknowledged is gone.
+    fs::write(&file, vec![0; usize::try_from(fs::metadata(&file)?.len())?])?;
+    expect(fails(up(&dir, &[]))?, 7, &["damaged", "hint: run `omx token create`"])?;
+    let token = testnet.node("n1")?.text(&["token", "create"])?;
+    let mut child =
+        Ends(up(&dir, &["--name", "n3", "--join", &token]).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+    let healed = wait_until("the node to be back under a new seat", LIMIT, || {
+        ensure!(child.0.try_wait()?.is_none(), "it ended");
+        let shown = testnet.nodes()[0].json(&["nodes", "show", "n3"])?;
+        ensure!(shown["state"] == "up", "{shown}");
+        Ok(())
+    });
+    healed?;
+    ensure!(dir.join("registry.damaged-1").exists(), "the damaged registry was not kept");
+    Ok(())
+}
+
+#[test]
+fn tokens_that_open_nothing() -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let mut lab = mesh(&scratch.path().join("lab"), 1)?;
+    let mut other = mesh(&scratch.path().join("other"), 1)?;
+    let stranger = scratch.path().join("stranger");
+    expect(fails(up(&stranger, &["--join", "hello"]))?, 2, &["no join token"])?;
+    let node = lab.node("n1")?;
+    let token = node.text(&["token", "create"])?;
+    let damaged = format!("{}x", &token[..token.len() - 1]);
+    expect(fails(up(&stranger, &["--join", &damaged]))?, 2, &["damaged"])?;
+    let id = node.json(&["token", "ls"])?[0]["id"].as_str().context("an id")?.to_owned();
+    node.text(&["token", "revoke", &id])?;
+    expect(fails(up(&stranger, &["--join", &token]))?, 10, &["revoked", "hint: make a new one"])?;
+    let short = node.text(&["token", "create", "--ttl", "1s"])?;
+    let made = Instant::now();
+    wait_until("the token to expire", LIMIT, || Ok(ensure!(made.elapsed() > Duration::from_secs(2), "it is young")))?;
+    expect(fails(up(&stranger, &["--join", &short]))?, 10, &["expired", "hint: make a new one"])?;
+    let once = node.text(&["token", "create"])?;
+    lab.add("n2", Some(once.clone()))?.start()?;
+    expect(fails(up(&stranger, &["--join", &once]))?, 10, &["used up", "hint: make a new one"])?;
+    // A token of another mesh, on a folder that belongs to this one.
+    let foreign = other.node("n1")?.text(&["token", "create"])?;
+    let member = lab.node("n2")?;
+    member.term(LIMIT)?;
+    expect(fails(up(&member.dir(), &["--join", &foreign]))?, 10, &["belongs to mesh", "hint: "])?;
+    member.start()
+}
+
+#[test]
+fn a_mesh_that_cannot_be_reached_is_waited_for_and_the_wait_is_explained() -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let mut testnet = mesh(&scratch.path().join("mesh"), 1)?;
+    let node = testnet.node("n1")?;
+    let token = node.text(&["token", "create"])?;
+    node.kill9()?;
+    let (dir, said) = (scratch.path().join("joiner"), scratch.path().join("said"));
+    let mut command = up(&dir, &["--join", &token]);
+    let mut joiner = Ends(command.stdout(Stdio::null()).stderr(fs::File::create(&said)?).spawn()?);
+    wait_until("an explanation", LIMIT, || {
+        let said = fs::read_to_string(&said)?;
+        ensure!(said.contains("cannot be reached") && said.contains("next try"), "{said}");
+        Ok(())
+    })?;
+    node.start()?;
+    wait_until("the joiner to get in once it can", LIMIT, || {
+        ensure!(joiner.0.try_wait()?.is_none(), "it ended");
+        Ok(fs::read(dir.join("run.json")).map(drop)?)
+    })
+}
+
+#[test]
+fn an_api_beyond_loopback_without_a_key() -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let dir = scratch.path().join("node");
+    expect(fails(up(&dir, &["--api", "0.0.0.0:0"]))?, 2, &["beyond loopback", "without a key", "hint: "])
+}
