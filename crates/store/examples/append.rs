@@ -1,5 +1,7 @@
 //! How fast records become durable, against a plain file on the same disk in the same run.
 //!
+//! A batch is as many records as the store has in flight.
+//!
 //!     cargo run --release -p store --example append -- [FOLDER] [SECONDS PER ROUND] [ROUNDS]
 //!
 //! Rounds alternate, since a disk's sync time drifts. "raw" appends records to a growing file with one `fdatasync` per
@@ -21,10 +23,54 @@ use store::{Config, Error, Log, Record};
 const VALUE_BYTES: usize = 256;
 const ALLOCATED_BYTES: u64 = 64 << 20;
 
+const IN_FLIGHT: [usize; 2] = [1, 64];
+const NAMES: [&str; 3] = ["raw", "raw, allocated", "store"];
+
 struct Round {
     entries: u64,
     seconds: f64,
     cpu: f64,
+}
+
+impl Round {
+    fn rate(&self) -> f64 {
+        self.entries as f64 / self.seconds
+    }
+
+    /// In microseconds.
+    fn cpu_per_entry(&self) -> f64 {
+        self.cpu * 1e6 / self.entries.max(1) as f64
+    }
+}
+
+/// All rounds with as many in flight.
+#[derive(Default)]
+struct Sum {
+    rates: [f64; 3],
+    cpu: f64,
+    /// The store's to raw's, round by round.
+    ratios: Vec<f64>,
+}
+
+impl Sum {
+    fn add(&mut self, round: &[Round; 3]) {
+        self.rates.iter_mut().zip(round).for_each(|(sum, round)| *sum += round.rate());
+        self.cpu += round[2].cpu_per_entry();
+        self.ratios.push(round[2].rate() / round[0].rate());
+    }
+
+    /// The mean of rates gives weight to the rounds in which the disk was quick, the median round to none.
+    fn summary(&mut self) -> String {
+        let rounds = self.ratios.len().max(1);
+        self.ratios.sort_by(f64::total_cmp);
+        let [raw, allocated, store] = self.rates.map(|sum| sum / rounds as f64);
+        let median = self.ratios.get(rounds / 2).copied().unwrap_or_default();
+        let (of_raw, of_allocated, cpu) = (store / raw, store / allocated, self.cpu / rounds as f64);
+        format!(
+            "raw {raw:.0}/s, allocated {allocated:.0}/s, store {store:.0}/s = {of_raw:.2} of raw, {of_allocated:.2} of raw \
+             allocated; median round {median:.2} of raw; {cpu:.1} us of CPU a record"
+        )
+    }
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -34,30 +80,26 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let rounds: usize = args.next().map_or(Ok(3), |text| text.parse())?;
     let dir = dir.join(format!("omx-append-{}", std::process::id()));
     fs::create_dir_all(&dir)?;
-    println!("{:<28}{:>12}{:>12}{:>14}", "", "entries/s", "ratio", "CPU s / s");
-    let mut sums = [[0.0; 3]; 2];
+    println!("{:<28}{:>12}{:>12}{:>16}", "", "records/s", "of raw", "CPU us/record");
+    let mut sums = [Sum::default(), Sum::default()];
     for _ in 0..rounds {
-        for (row, in_flight) in [1, 64].into_iter().enumerate() {
+        for (sum, in_flight) in sums.iter_mut().zip(IN_FLIGHT) {
             let span = Duration::from_secs_f64(seconds);
-            let raw = measure(|| raw(&dir.join("raw"), in_flight, span, false))?;
-            let allocated = measure(|| raw_allocated(&dir.join("raw"), in_flight, span))?;
-            let store = measure(|| through_store(&dir.join("store"), in_flight, span))?;
-            for (column, (name, round)) in
-                [("raw", &raw), ("raw, allocated", &allocated), ("store", &store)].into_iter().enumerate()
-            {
-                let rate = round.entries as f64 / round.seconds;
-                sums[row][column] += rate / rounds as f64;
-                let ratio = rate / (raw.entries as f64 / raw.seconds);
+            let round = [
+                measure(|| raw(&dir.join("raw"), in_flight, span, false))?,
+                measure(|| raw_allocated(&dir.join("raw"), in_flight, span))?,
+                measure(|| through_store(&dir.join("store"), in_flight, span))?,
+            ];
+            for (name, one) in NAMES.iter().zip(&round) {
                 let name = format!("{name}, {in_flight} in flight");
-                println!("{name:<28}{rate:>12.0}{ratio:>12.2}{:>14.2}", round.cpu / round.seconds);
+                let of_raw = one.rate() / round[0].rate();
+                println!("{name:<28}{:>12.0}{of_raw:>12.2}{:>16.1}", one.rate(), one.cpu_per_entry());
             }
+            sum.add(&round);
         }
     }
-    for (in_flight, [raw, allocated, store]) in [1, 64].into_iter().zip(sums) {
-        let (to_raw, to_allocated) = (store / raw, store / allocated);
-        println!(
-            "mean, {in_flight} in flight: store {store:.0}/s = {to_raw:.2} of raw, {to_allocated:.2} of raw allocated"
-        );
+    for (sum, in_flight) in sums.iter_mut().zip(IN_FLIGHT) {
+        println!("{in_flight} in flight, {rounds} rounds: {}", sum.summary());
     }
     fs::remove_dir_all(&dir)?;
     Ok(())

@@ -14,11 +14,19 @@ pub(crate) trait Disk: Send + Sync {
     /// Bytes this process may still use on the file system of `dir`.
     fn free(&self, dir: &Path) -> io::Result<u64>;
 
+    /// How much of the log goes into one file: the less, the sooner a purge gives room back; each new one costs writing
+    /// it all once and a few syncs.
+    fn segment_bytes(&self) -> u64 {
+        SEGMENT_BYTES
+    }
+
     /// Records up to this index have been handed to the file system; the next sync has to cover them.
     fn wrote(&self, last: u64) {
         let _ = last;
     }
 }
+
+pub(crate) const SEGMENT_BYTES: u64 = 4 << 20;
 
 pub(crate) struct Os;
 

@@ -1,7 +1,7 @@
 //! The store's folder: what lies in it, how it comes to be, and which release may open it.
 //!
 //! Made in this order, each step durable before the next: the mark file, blank; the format file; sled's files; the first
-//! mark. So a blank mark says that the store was never used, and a power cut while it is made leaves nothing to mourn.
+//! segment; the first mark. So a blank mark says that the store was never used, and a power cut while it is made leaves nothing to mourn.
 
 use std::{
     fs, io,
@@ -12,12 +12,12 @@ use std::{
 use crate::{
     Error,
     disk::{Disk, Os, sync_dir, write_atomically},
-    kv::sled::SledLog,
+    kv::{segment::SegmentLog, values::Values},
     mark::{Found, MarkFile, Marks},
 };
 
 /// Raised when an older release could no longer make sense of the folder.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const FORMAT_PREFIX: &str = "omx store ";
 
 pub(crate) struct Folder {
@@ -40,18 +40,21 @@ impl Folder {
     }
 
     /// Opens log and mark. sled's files from an unfinished making are put aside, once it is plain that they are that.
-    pub(crate) fn open(&self, disk: &Arc<dyn Disk>) -> Result<(SledLog, MarkFile), Error> {
+    pub(crate) fn open(&self, disk: &Arc<dyn Disk>) -> Result<(SegmentLog, MarkFile), Error> {
         let mut mark = MarkFile::open(&self.mark(), disk.clone())?;
         // Judged before sled is let near the folder, since opening writes to it.
         match mark.read()? {
             Found::Missing => return Err(Error::damaged(&self.mark(), "it is missing")),
             Found::Unreadable => return Err(Error::damaged(&self.mark(), "none of its slots can be read")),
             Found::Mark(_) if !self.sled().join("db").exists() => {
-                return Err(Error::damaged(&self.sled(), "the log is missing beside its mark"));
+                return Err(Error::damaged(&self.sled(), "sled's files are missing beside the mark"));
+            }
+            Found::Mark(_) if !SegmentLog::exists(&self.segments()) => {
+                return Err(Error::damaged(&self.segments(), "the log is missing beside its mark"));
             }
             Found::Mark(_) | Found::Blank => {}
         }
-        match SledLog::open(&self.sled(), disk.clone()) {
+        let values = match Values::open(&self.sled(), disk.clone()) {
             Err(Error::Damaged { .. }) if matches!(mark.read()?, Found::Blank) => {
                 let aside = self.dir.join("unfinished");
                 let set_aside = || {
@@ -60,14 +63,13 @@ impl Folder {
                     sync_dir(&self.dir)
                 };
                 set_aside().map_err(|cause| Error::io("put aside", &self.sled(), cause))?;
-                Ok((SledLog::open(&self.sled(), disk.clone())?, mark))
+                Values::open(&self.sled(), disk.clone())?
             }
-            opened => {
-                let log = opened?;
-                sync_dir(&self.dir).map_err(|cause| Error::io("sync", &self.dir, cause))?;
-                Ok((log, mark))
-            }
-        }
+            opened => opened?,
+        };
+        let log = SegmentLog::open(&self.segments(), values, disk.clone())?;
+        sync_dir(&self.dir).map_err(|cause| Error::io("sync", &self.dir, cause))?;
+        Ok((log, mark))
     }
 
     fn check_format(&self, text: &str) -> Result<(), Error> {
@@ -75,7 +77,11 @@ impl Folder {
         match found {
             None | Some(0) => Err(Error::damaged(&self.format(), "it names no format")),
             Some(found) if found > FORMAT => Err(Error::TooNew { path: self.dir.clone(), found, known: FORMAT }),
-            Some(_) => Ok(()),
+            Some(FORMAT) => Ok(()),
+            Some(found) => {
+                let what = format!("format `{found}` is from before the first release and is no longer read");
+                Err(Error::damaged(&self.format(), what))
+            }
         }
     }
 
@@ -85,7 +91,7 @@ impl Folder {
             Found::Missing | Found::Blank => false,
             Found::Mark(_) | Found::Unreadable => true,
         };
-        if marked || self.sled().exists() {
+        if marked || self.sled().exists() || self.segments().exists() {
             return Err(Error::damaged(&self.format(), "it is missing beside a store that was in use"));
         }
         MarkFile::create(&self.mark())?;
@@ -105,6 +111,10 @@ impl Folder {
 
     fn sled(&self) -> PathBuf {
         self.dir.join("sled")
+    }
+
+    fn segments(&self) -> PathBuf {
+        self.dir.join("segments")
     }
 }
 

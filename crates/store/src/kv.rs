@@ -2,7 +2,8 @@
 //! so that every implementation is held to the same promises.
 
 pub(crate) mod memory;
-pub(crate) mod sled;
+pub(crate) mod segment;
+pub(crate) mod values;
 
 use std::ops::RangeInclusive;
 
@@ -12,7 +13,7 @@ use crate::{Error, record::Entry};
 #[derive(Debug)]
 pub(crate) enum Change {
     Append(Vec<Entry>),
-    /// Removes what lies behind this index; everything, for `None`. From the end, so that no hole is left half-way.
+    /// Removes what lies behind this index; everything, for `None`.
     CutAfter(Option<u64>),
     /// Removes up to and including this index, from the front.
     DropTo(u64),
@@ -29,11 +30,15 @@ pub(crate) enum Key {
 }
 
 pub(crate) trait KvLog: Send + Sync {
-    /// Makes the changes in order, durable on return. A power cut half-way may leave any part of them; the ledger copes.
+    /// Makes the changes in order, durable on return but for `Key::Committed`. A power cut half-way may leave some of them
+    /// and not the others, but each in full or not at all.
     fn commit(&self, changes: Vec<Change>) -> Result<(), Error>;
 
-    /// Entries of the range in order. Stops behind the one that brings their bytes to `bytes_max`. An entry that cannot
-    /// be told to have been one is left out, so that it shows as a break of the chain.
+    /// Makes durable what `commit` left for a quiet moment.
+    fn settle(&self) -> Result<(), Error>;
+
+    /// Entries of the range in order. Stops behind the one that brings their bytes to `bytes_max`. Entries that are not
+    /// what was written are an error, or show as a break of the chain.
     fn scan(&self, range: RangeInclusive<u64>, bytes_max: usize) -> Result<Vec<Entry>, Error>;
 
     /// The highest index under which anything lies, readable or not.

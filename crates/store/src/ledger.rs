@@ -1,9 +1,10 @@
 //! The one owner of the log's state: opens it, judges what it finds, and makes changes durable in the order that lets
 //! every power cut be judged. Synchronous; a thread or a simulation drives it.
 //!
-//! The order is what carries the promises. Appending: entries durable, then the mark raised, then the acknowledgement.
-//! Truncating and purging: the mark changed first, then entries removed. So entries up to the mark are there, in full and
-//! unchanged, after any power cut; where they are not, something else has happened to the disk.
+//! The order is what carries the promises. Appending: entries durable, then the acknowledgement, then, in a quiet moment,
+//! the mark raised. Truncating and purging: the mark changed first, then entries removed. So entries up to the mark are
+//! there, in full and unchanged, after any power cut; where they are not, something else has happened to the disk. Those
+//! beyond it were durable too, unless they are a torn batch at the very end, which the home of the entries tells apart.
 
 use std::{
     path::{Path, PathBuf},
@@ -23,8 +24,9 @@ const SCAN_BYTES: usize = 1 << 20;
 pub(crate) struct Ledger {
     kv: Arc<dyn KvLog>,
     marks: Box<dyn Marks>,
-    /// What is durable, and also what the mark file says, but for the moment between the two.
+    /// What is durable, and also what the mark file says once `settle` has returned.
     mark: Mark,
+    settled: bool,
     path: PathBuf,
 }
 
@@ -48,8 +50,8 @@ pub(crate) struct Batch {
 }
 
 impl Ledger {
-    /// Judges what is there: an end that was never acknowledged is kept as far as its chain holds and cut behind; anything
-    /// wrong up to the mark is damage, and nothing is touched.
+    /// Judges what is there: an end that is whole is kept even if it was never acknowledged; anything that does not join
+    /// up from base to end, or ends before the mark, is damage, and nothing is touched.
     pub(crate) fn open(
         kv: Arc<dyn KvLog>,
         mut marks: Box<dyn Marks>,
@@ -90,28 +92,26 @@ impl Ledger {
 
         let mut walk = Walk::behind(&base, tail_bytes);
         walk.run(&*kv, mark.last.map(|(index, _)| index).unwrap_or_default())?;
+        let kept = walk.last.map(|(last, _)| last).or(base.purged);
+        let good = kept.map_or("none at all".to_owned(), |kept| format!("only those up to `{kept}`"));
         if let Some((index, hash)) = mark.last.filter(|(index, _)| Some(*index) > base.purged) {
-            match (walk.last, walk.at_mark) {
-                (Some((last, _)), Some(found)) if last >= index && found == hash => {}
-                (Some((last, _)), Some(_)) if last >= index => {
-                    return Err(damaged(format!("record `{index}` is not the one that was acknowledged")));
-                }
-                (last, _) => {
-                    let good = last.map(|(last, _)| last).or(base.purged);
-                    let good = good.map_or("nothing".to_owned(), |good| format!("nothing behind record `{good}`"));
-                    return Err(damaged(format!("records up to `{index}` were acknowledged, {good} can be read")));
+            match walk.at_mark {
+                Some(found) if found == hash => {}
+                Some(_) => return Err(damaged(format!("record `{index}` is not the one that was acknowledged"))),
+                None => {
+                    return Err(damaged(format!(
+                        "records up to `{index}` were acknowledged, {good} are there in order"
+                    )));
                 }
             }
+        }
+        if let Some(found) = kv.last_index()?.filter(|found| Some(*found) > kept) {
+            return Err(damaged(format!("records up to `{found}` were written, {good} are there in order")));
         }
 
         let mut changes = Vec::new();
         if let Some(purged) = base.purged {
             changes.push(Change::DropTo(purged));
-        }
-        let kept = walk.last.map(|(last, _)| last).or(base.purged);
-        if kv.last_index()? > kept {
-            tracing::warn!(path = %path.display(), ?kept, "cut an end of the log that was never acknowledged");
-            changes.push(Change::CutAfter(kept));
         }
         changes.push(put(Key::Base, &base)?);
         if let Some(vote) = &vote {
@@ -127,12 +127,13 @@ impl Ledger {
             base: base.clone(),
         };
         let mark = Mark { seq: mark.seq, last: walk.last, base, vote };
-        let mut ledger = Ledger { kv, marks, mark, path: path.into() };
+        let mut ledger = Ledger { kv, marks, mark, settled: true, path: path.into() };
         ledger.raise()?;
         Ok((ledger, opened))
     }
 
-    /// Everything in the batch is durable on return, in whatever order it is found after a power cut before that.
+    /// Everything in the batch is durable on return, but for what is committed, in whatever order it is found after a power
+    /// cut before that.
     pub(crate) fn write(&mut self, batch: Batch) -> Result<(), Error> {
         let mut changes = Vec::new();
         let mut tip = self.tip();
@@ -146,7 +147,7 @@ impl Ledger {
         if last.is_some() {
             changes.push(Change::Append(entries));
         }
-        let acknowledged = last.is_some() || batch.vote.is_some();
+        let voted = batch.vote.is_some();
         if let Some(bytes) = batch.vote {
             let seq = self.mark.vote.as_ref().map_or(0, |vote| vote.seq) + 1;
             let vote = Vote { seq, bytes };
@@ -158,7 +159,18 @@ impl Ledger {
         }
         self.kv.commit(changes)?;
         self.mark.last = last.or(self.mark.last);
-        if acknowledged { self.raise() } else { Ok(()) }
+        self.settled = false;
+        if voted { self.raise() } else { Ok(()) }
+    }
+
+    /// Makes the mark say what is durable, and durable what could wait for this.
+    pub(crate) fn settle(&mut self) -> Result<(), Error> {
+        if !self.settled {
+            self.kv.settle()?;
+            self.raise()?;
+            self.settled = true;
+        }
+        Ok(())
     }
 
     /// Makes `last` the last record; it is there, unless everything goes. A power cut in between leaves the removed records

@@ -1,5 +1,6 @@
 //! The log as others use it: a cheap handle that shows what was appended at once and tells when it is durable.
 
+mod queue;
 mod view;
 mod writer;
 
@@ -8,7 +9,7 @@ use std::{
     fmt,
     ops::{RangeBounds, RangeInclusive},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, RwLock, mpsc},
+    sync::{Arc, Mutex, MutexGuard, RwLock},
     thread::JoinHandle,
 };
 
@@ -68,7 +69,8 @@ impl Config {
 pub enum Meta {
     /// Durable when `put` returns, in order with the log, and kept twice.
     Vote,
-    /// Written with the next batch that is written anyway; after a power cut an older value may come back.
+    /// Written when the log falls quiet, at the latest every second or so; after a power cut or a kill an older value may
+    /// come back.
     Committed,
 }
 
@@ -94,7 +96,7 @@ pub struct Worker(JoinHandle<()>);
 
 #[derive(Clone)]
 enum Backend {
-    Thread(mpsc::Sender<Op>),
+    Thread(Arc<queue::Sender<Op>>),
     Inline(Arc<Mutex<Writer>>),
 }
 
@@ -124,12 +126,12 @@ impl Log {
         reserve.take()?;
         let shared = Shared::new(kv, opened, config.cache, Some(reserve), config.dir.clone());
         let writer = Writer::new(ledger, shared.clone());
-        let (ops, queue) = mpsc::channel();
+        let (ops, queue) = queue::queue();
         let thread = std::thread::Builder::new()
             .name("store".into())
             .spawn(move || writer.run(queue))
             .map_err(|cause| Error::io("start the writer of", &config.dir, cause))?;
-        Ok((Log { shared, backend: Backend::Thread(ops) }, Worker(thread)))
+        Ok((Log { shared, backend: Backend::Thread(Arc::new(ops)) }, Worker(thread)))
     }
 
     /// A log on a disk in memory, where everything is durable at once. It has no thread: each operation is done when

@@ -1,8 +1,8 @@
-//! The high-water mark: a small file that says how far the log has been acknowledged.
+//! The high-water mark: a small file that says how far the log was durable when it was last quiet.
 //!
 //! Without it a log that lost its end looks like a log that never had one. It lies in blocks that were allocated and
 //! synced when the store was made, so that syncing it moves no metadata. Two slots are written in turn; a power cut
-//! can tear the one being written, whose acknowledgement has then not been given, and leaves the other.
+//! can tear the one being written, and leaves the other.
 
 use std::{
     fs::{File, OpenOptions},

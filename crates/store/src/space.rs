@@ -5,21 +5,29 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use crate::{
     Error,
-    disk::{Disk, sync_dir},
+    disk::{Disk, SEGMENT_BYTES, sync_dir},
 };
 
-/// What a write may take beyond its own bytes: trees and segments grow in steps.
-const SLACK_BYTES: u64 = 4 << 20;
+/// What a write may take beyond its own bytes: a new segment, and a step of sled's file.
+const SLACK_BYTES: u64 = SEGMENT_BYTES + (1 << 20);
 
 /// The last of it is for what must not wait for an administrator.
 const VOTE_SLACK_BYTES: u64 = 1 << 20;
 
-/// Bytes on disk for a byte written, until old copies are collected.
+/// Bytes on disk for a byte written: a batch that does not fit any more leaves up to half of the segments unused, and
+/// sectors have heads.
 const AMPLIFICATION: u64 = 3;
+
+/// With this much free nobody needs to look with every write: it is more than a full queue may take and then some.
+const PLENTY_BYTES: u64 = 256 << 20;
+
+/// How long what was seen counts, where there was plenty. Nobody fills up that much meanwhile.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// How the disk stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +59,8 @@ pub(crate) struct Reserve {
     bytes: u64,
     disk: Arc<dyn Disk>,
     held: Mutex<bool>,
+    /// When there was plenty of room for the last time.
+    plenty: Mutex<Option<Instant>>,
 }
 
 impl Reserve {
@@ -58,7 +68,7 @@ impl Reserve {
     pub(crate) fn open(dir: &Path, bytes: u64, disk: Arc<dyn Disk>) -> Result<Reserve, Error> {
         let path = dir.join("reserve");
         let held = std::fs::metadata(&path).is_ok_and(|found| found.len() == bytes && bytes > 0);
-        let reserve = Reserve { path, dir: dir.into(), bytes, disk, held: Mutex::new(held) };
+        let reserve = Reserve { path, dir: dir.into(), bytes, disk, held: Mutex::new(held), plenty: Mutex::new(None) };
         if reserve.free()? < SLACK_BYTES || !held {
             reserve.release()?;
         }
@@ -72,8 +82,14 @@ impl Reserve {
             Purpose::Vote => VOTE_SLACK_BYTES,
             Purpose::Removal => return Ok(()),
         };
+        let mut plenty = self.plenty.lock().expect("no holder panics");
+        if plenty.is_some_and(|seen| seen.elapsed() < LOOK_EVERY) {
+            return Ok(());
+        }
         let needed = bytes.saturating_mul(AMPLIFICATION).saturating_add(slack);
-        if self.free()? >= needed {
+        let free = self.free()?;
+        *plenty = (free >= PLENTY_BYTES).then(Instant::now);
+        if free >= needed {
             return Ok(());
         }
         self.release()?;

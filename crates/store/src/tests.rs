@@ -1,7 +1,7 @@
 mod archive;
 mod damage;
 mod power_cut;
-mod rig;
+pub(crate) mod rig;
 mod space;
 mod suite;
 mod syncs;

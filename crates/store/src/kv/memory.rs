@@ -82,6 +82,10 @@ impl KvLog for Mounted {
         Ok(())
     }
 
+    fn settle(&self) -> Result<(), Error> {
+        self.platter().map(drop)
+    }
+
     fn scan(&self, range: RangeInclusive<u64>, bytes_max: usize) -> Result<Vec<Entry>, Error> {
         let mut bytes = 0;
         let platter = self.platter()?;

@@ -3,13 +3,16 @@
 use std::{
     mem,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, mpsc},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::Shared;
+use super::{
+    Shared,
+    queue::{Receiver, Waited},
+};
 use crate::{
     Error, Record,
     ledger::{Batch, Ledger},
@@ -22,6 +25,12 @@ pub(super) type Room = OwnedSemaphorePermit;
 
 /// Operations that go into one batch. Their bytes are bounded by the queue.
 const BATCH_OPS: usize = 4096;
+
+/// How long nothing may be asked for until what could wait is settled, so that the mark is up to date when it is quiet.
+const IDLE: Duration = Duration::from_millis(20);
+
+/// How long the mark may lag behind when it is never quiet.
+const SETTLE_AFTER: Duration = Duration::from_secs(1);
 
 /// When nobody has come back for this long, nobody will soon.
 const QUIET: Duration = Duration::from_micros(100);
@@ -41,57 +50,84 @@ pub(super) struct Writer {
     shared: Arc<Shared>,
     /// What the next batch takes along.
     committed: Option<Vec<u8>>,
+    /// Since when something waits to be settled.
+    unsettled: Option<Instant>,
 }
 
-/// The batch before.
+/// The batch before: what tells how many will come soon.
 #[derive(Default)]
 struct Served {
-    ops: usize,
+    /// Operations it did, and those that came meanwhile.
+    clients: usize,
     took: Duration,
 }
 
 /// Takes what is queued. Clients that were told of the last batch come back one after the other, and a batch begun with
 /// the first of them makes the others wait for a sync of their own; so as many as were just served are given a moment.
 /// A single client never waits here.
-fn gather(first: Op, queue: &mpsc::Receiver<Op>, before: &Served) -> Vec<Op> {
-    let mut ops = vec![first];
-    ops.extend(queue.try_iter().take(BATCH_OPS - 1));
+fn gather(queue: &Receiver<Op>, before: &Served) -> Vec<Op> {
+    let wanted = before.clients.min(BATCH_OPS);
     let deadline = Instant::now() + before.took / 4;
-    while ops.len() < before.ops.min(BATCH_OPS) {
+    let mut there = queue.len();
+    while there < wanted {
         let left = deadline.saturating_duration_since(Instant::now()).min(QUIET);
-        match queue.recv_timeout(left) {
-            Ok(op) => ops.push(op),
-            Err(_) => break,
+        let waited = queue.wait_for(wanted, Some(left));
+        let now = queue.len();
+        if waited != Waited::Fewer || now == there {
+            break;
         }
+        there = now;
     }
-    ops
+    queue.take(BATCH_OPS)
 }
 
 type Replies = Vec<(Done, Result<(), Error>)>;
 
 impl Writer {
     pub(super) fn new(ledger: Ledger, shared: Arc<Shared>) -> Writer {
-        Writer { ledger: Some(ledger), shared, committed: None }
+        Writer { ledger: Some(ledger), shared, committed: None, unsettled: None }
     }
 
     /// The thread's life: until the log is closed, or nobody holds it any more.
-    pub(super) fn run(mut self, queue: mpsc::Receiver<Op>) {
+    pub(super) fn run(mut self, queue: Receiver<Op>) {
         let mut before = Served::default();
         while self.ledger.is_some() {
-            let Ok(first) = queue.recv() else { break };
-            let ops = gather(first, &queue, &before);
+            if self.next(&queue) == Waited::Ended {
+                break;
+            }
+            let ops = gather(&queue, &before);
             let (count, start) = (ops.len(), Instant::now());
             let served = catch_unwind(AssertUnwindSafe(|| {
                 let replies = self.apply(ops);
-                before = Served { ops: count, took: start.elapsed() };
+                before = Served { clients: count + queue.len(), took: start.elapsed() };
                 replies.into_iter().for_each(|(done, result)| done(result));
             }));
             if served.is_err() {
                 self.shared.fail(&Error::damaged(&self.shared.path, "the writer panicked"));
             }
+            if self.unsettled.is_some_and(|since| since.elapsed() >= SETTLE_AFTER) {
+                self.settle();
+            }
         }
         // Nobody is left to hear of a failure here, and `fail` has logged it.
         let _ = self.close();
+    }
+
+    /// Waits for the next operation. What was left for a quiet moment is done if there is one.
+    fn next(&mut self, queue: &Receiver<Op>) -> Waited {
+        if self.unsettled.is_some() {
+            match queue.wait_for(1, Some(IDLE)) {
+                Waited::Fewer => self.settle(),
+                waited => return waited,
+            }
+        }
+        queue.wait_for(1, None)
+    }
+
+    /// A failure stops the store and is told to whoever comes next.
+    fn settle(&mut self) {
+        self.unsettled = None;
+        let _ = self.attempt(Ledger::settle);
     }
 
     /// Does the operations in order and returns what to tell whom. After a failure they all get an error.
@@ -135,16 +171,17 @@ impl Writer {
     }
 
     fn write(&mut self, pending: &mut Pending, replies: &mut Replies) {
-        let Pending { mut batch, dones, rooms, seq } = mem::take(pending);
+        let Pending { mut batch, dones, room, seq } = mem::take(pending);
         if dones.is_empty() {
             return;
         }
         batch.committed = self.committed.take();
+        self.unsettled.get_or_insert_with(Instant::now);
         let result = self.attempt(|ledger| ledger.write(batch));
         if result.is_ok() {
             self.shared.view().became_durable(seq);
         }
-        drop(rooms);
+        drop(room);
         replies.extend(dones.into_iter().map(|done| (done, result.clone())));
     }
 
@@ -164,8 +201,9 @@ impl Writer {
             Some(committed) => {
                 self.attempt(|ledger| ledger.write(Batch { committed: Some(committed), ..Batch::default() }))
             }
-            None => self.shared.check(),
+            None => Ok(()),
         };
+        let result = result.and_then(|()| self.attempt(Ledger::settle));
         self.ledger = None;
         self.shared.kv.write().expect("no holder panics").take();
         self.shared.fail(&Error::Closed);
@@ -178,7 +216,8 @@ impl Writer {
 struct Pending {
     batch: Batch,
     dones: Vec<Done>,
-    rooms: Vec<Room>,
+    /// Of all of them together, so that it is given back at once.
+    room: Option<Room>,
     seq: u64,
 }
 
@@ -187,13 +226,20 @@ impl Pending {
         self.batch.records.extend(records);
         self.seq = seq;
         self.dones.push(done);
-        self.rooms.push(room);
+        self.take(room);
     }
 
     /// Of several votes in one batch the last one counts; all of them are acknowledged by it.
     fn vote(&mut self, value: Vec<u8>, done: Done, room: Room) {
         self.batch.vote = Some(value);
         self.dones.push(done);
-        self.rooms.push(room);
+        self.take(room);
+    }
+
+    fn take(&mut self, room: Room) {
+        match &mut self.room {
+            Some(taken) => taken.merge(room),
+            None => self.room = Some(room),
+        }
     }
 }

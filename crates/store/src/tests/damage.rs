@@ -57,6 +57,10 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
+fn segments(dir: &Path) -> Vec<PathBuf> {
+    files(&dir.join("segments"))
+}
+
 fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     files(dir).into_iter().map(|file| (file.clone(), fs::read(file).unwrap())).collect()
 }
@@ -80,7 +84,7 @@ fn no_flipped_bit_serves_a_wrong_record_or_loses_one_silently() {
         let files = files(&bad);
         let file = &files[dice.below(files.len() as u64) as usize];
         let mut bytes = fs::read(file).unwrap();
-        // Most of sled's file has never been written; half of the flips go where there is something.
+        // Most of a file has never been written; half of the flips go where there is something.
         let written = bytes.iter().rposition(|byte| *byte != 0).map_or(1, |last| last as u64 + 1);
         let bit = dice.below(8 * if round % 2 == 0 { written } else { bytes.len().max(1) as u64 }) as usize;
         if let Some(byte) = bytes.get_mut(bit / 8) {
@@ -126,8 +130,8 @@ fn a_log_from_the_past_beside_the_mark_of_today_is_damage() {
     append(&log, records(401..=410, 1)).unwrap();
     wait(log.close()).unwrap();
     worker.join();
-    fs::remove_dir_all(new.join("sled")).unwrap();
-    copy_dir(&old.join("sled"), &new.join("sled"));
+    fs::remove_dir_all(new.join("segments")).unwrap();
+    copy_dir(&old.join("segments"), &new.join("segments"));
     assert!(matches!(Log::open(config(&new)), Err(Error::Damaged { .. })));
 }
 
@@ -148,7 +152,7 @@ fn a_log_with_other_records_under_the_same_indexes_is_damage() {
 
 #[test]
 fn without_mark_log_or_format_a_used_store_is_damaged_and_stays_as_it_is() {
-    for missing in ["mark", "sled", "format"] {
+    for missing in ["mark", "sled", "segments", "format"] {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("log");
         acknowledged(&dir);
@@ -167,14 +171,52 @@ fn without_mark_log_or_format_a_used_store_is_damaged_and_stays_as_it_is() {
 }
 
 #[test]
+fn every_flipped_bit_of_a_segment_is_noticed_at_opening() {
+    let mut dice = Dice::new();
+    let dir = tempfile::tempdir().unwrap();
+    acknowledged(dir.path());
+    let segment = segments(dir.path()).pop().unwrap();
+    let good = fs::read(&segment).unwrap();
+    let written = good.iter().rposition(|byte| *byte != 0).unwrap() as u64 + 1;
+    for round in 0..100 {
+        // In the last batch too, and where nothing was written yet.
+        let bit = match round % 4 {
+            0 => 8 * (written - 512) + dice.below(8 * 512),
+            1 => dice.below(8 * good.len() as u64),
+            _ => dice.below(8 * written),
+        };
+        let mut bad = good.clone();
+        bad[bit as usize / 8] ^= 1 << (bit % 8);
+        fs::write(&segment, bad).unwrap();
+        let before = contents(&dir.path().join("segments"));
+        assert!(matches!(Log::open(config(dir.path())), Err(Error::Damaged { .. })), "bit `{bit}`");
+        assert_untouched(&before, &dir.path().join("segments"));
+    }
+    fs::write(&segment, good).unwrap();
+    Log::open(config(dir.path())).unwrap();
+}
+
+#[test]
+fn an_older_format_is_refused_with_nothing_touched() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("log");
+    acknowledged(&dir);
+    fs::write(dir.join("format"), "omx store 1\n").unwrap();
+    let before = contents(&dir);
+    let refused = Log::open(config(&dir)).unwrap_err();
+    assert!(refused.to_string().contains("format `1`"), "{refused}");
+    assert_untouched(&before, &dir);
+}
+
+#[test]
 fn a_newer_format_is_refused_with_nothing_touched() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("log");
     acknowledged(&dir);
-    fs::write(dir.join("format"), "omx store 2\n").unwrap();
+    fs::write(dir.join("format"), "omx store 3\n").unwrap();
     let before = contents(&dir);
     let refused = Log::open(config(&dir)).unwrap_err();
-    assert!(matches!(refused, Error::TooNew { found: 2, known: 1, .. }));
+    assert!(matches!(refused, Error::TooNew { found: 3, known: 2, .. }));
     assert_eq!(refused.hint(), Some("update this node"));
     assert_untouched(&before, &dir);
 }

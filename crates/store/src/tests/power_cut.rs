@@ -1,5 +1,5 @@
-//! The power goes at a random moment: of what was written since a file's last completed sync, any pages may have made it
-//! and any may not. What was acknowledged has to be there, and the store has to open by itself.
+//! The power goes at a random moment: of what was written since a file's last completed sync, any sectors may have made
+//! it and any may not, and removed files may be back. What was acknowledged has to be there, and the store has to open by itself.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -15,7 +15,13 @@ use crate::{
     disk::{Disk, Os},
 };
 
+/// What a disk writes in full or not at all: a sector as we ask of it, a page as sled does.
+const SECTOR_BYTES: usize = 512;
 const PAGE_BYTES: usize = 4096;
+
+/// Small, so that a life fills many.
+const SEGMENT_BYTES: u64 = 48 << 10;
+
 const LIVES: u64 = 12;
 const STEPS: u64 = 120;
 
@@ -90,10 +96,23 @@ impl Fragile {
         let dir = self.images.join(state.cuts.len().to_string());
         copy_dir(&self.live, &dir);
         let State { dice, synced, .. } = &mut *state;
+        // A segment was synced as a draft, under another name, before its first batch.
+        let segments = fs::read_dir(self.live.join("segments")).into_iter().flatten();
+        for path in segments.map(|entry| entry.unwrap().path()) {
+            if !synced.contains_key(&path)
+                && let Some(draft) = synced.get(&path.with_file_name("next")).cloned()
+            {
+                synced.insert(path, draft);
+            }
+        }
         for (path, synced) in synced {
             let file = dir.join(path.strip_prefix(&self.live).unwrap());
-            let image = blend(synced, &fs::read(path).unwrap(), dice);
-            fs::write(file, image).unwrap();
+            let grain = if path.ends_with("sled/db") { PAGE_BYTES } else { SECTOR_BYTES };
+            match fs::read(path) {
+                Ok(now) => fs::write(file, blend(synced, &now, grain, dice)).unwrap(),
+                Err(_) if dice.below(4) == 0 => fs::write(file, synced).unwrap(),
+                Err(_) => {}
+            }
         }
         let told = self.told.lock().unwrap().clone();
         state.cuts.push(Cut { dir, told });
@@ -109,6 +128,10 @@ impl Disk for Fragile {
         Ok(())
     }
 
+    fn segment_bytes(&self) -> u64 {
+        SEGMENT_BYTES
+    }
+
     fn free(&self, dir: &Path) -> io::Result<u64> {
         Os.free(dir)
     }
@@ -118,13 +141,13 @@ impl Disk for Fragile {
     }
 }
 
-/// Each page from before or from now; how many from now differs from cut to cut. A file reaches as far as a page that
+/// Each piece from before or from now; how many from now differs from cut to cut. A file reaches as far as a piece that
 /// made it.
-fn blend(before: &[u8], now: &[u8], dice: &mut Dice) -> Vec<u8> {
+fn blend(before: &[u8], now: &[u8], grain: usize, dice: &mut Dice) -> Vec<u8> {
     let odds = dice.below(5);
     let mut image = before.to_vec();
-    for (page, fresh) in now.chunks(PAGE_BYTES).enumerate() {
-        let at = page * PAGE_BYTES;
+    for (piece, fresh) in now.chunks(grain).enumerate() {
+        let at = piece * grain;
         if before.get(at..at + fresh.len()) != Some(fresh) && dice.below(4) < odds {
             image.resize(image.len().max(at + fresh.len()), 0);
             image[at..at + fresh.len()].copy_from_slice(fresh);
