@@ -80,6 +80,8 @@ impl Reserve {
         let slack = match purpose {
             Purpose::Records => SLACK_BYTES,
             Purpose::Vote => VOTE_SLACK_BYTES,
+            // A cut is a batch too, and may need a segment.
+            Purpose::Removal if self.free().is_ok_and(|free| free < SLACK_BYTES) => return self.release(),
             Purpose::Removal => return Ok(()),
         };
         let mut plenty = self.plenty.lock().expect("no holder panics");

@@ -106,7 +106,7 @@ impl Writer {
                 self.shared.fail(&Error::damaged(&self.shared.path, "the writer panicked"));
             }
             if self.unsettled.is_some_and(|since| since.elapsed() >= SETTLE_AFTER) {
-                self.settle();
+                drop(self.settle());
             }
         }
         // Nobody is left to hear of a failure here, and `fail` has logged it.
@@ -117,17 +117,24 @@ impl Writer {
     fn next(&mut self, queue: &Receiver<Op>) -> Waited {
         if self.unsettled.is_some() {
             match queue.wait_for(1, Some(IDLE)) {
-                Waited::Fewer => self.settle(),
+                // A failure has stopped the store, and whoever comes next is told.
+                Waited::Fewer => drop(self.settle()),
                 waited => return waited,
             }
         }
         queue.wait_for(1, None)
     }
 
-    /// A failure stops the store and is told to whoever comes next.
-    fn settle(&mut self) {
+    /// Does what was left for a quiet moment.
+    fn settle(&mut self) -> Result<(), Error> {
         self.unsettled = None;
-        let _ = self.attempt(Ledger::settle);
+        let committed = self.committed.take();
+        self.attempt(|ledger| {
+            if committed.is_some() {
+                ledger.write(Batch { committed, ..Batch::default() })?;
+            }
+            ledger.settle()
+        })
     }
 
     /// Does the operations in order and returns what to tell whom. After a failure they all get an error.
@@ -140,6 +147,7 @@ impl Writer {
                 Op::Vote { value, done, room } => batch.vote(value, done, room),
                 Op::Committed { value, room } => {
                     self.committed = Some(value);
+                    self.unsettled.get_or_insert_with(Instant::now);
                     drop(room);
                 }
                 Op::Truncate { last, done, room } => {
@@ -197,13 +205,7 @@ impl Writer {
     }
 
     fn close(&mut self) -> Result<(), Error> {
-        let result = match self.committed.take() {
-            Some(committed) => {
-                self.attempt(|ledger| ledger.write(Batch { committed: Some(committed), ..Batch::default() }))
-            }
-            None => Ok(()),
-        };
-        let result = result.and_then(|()| self.attempt(Ledger::settle));
+        let result = self.settle();
         self.ledger = None;
         self.shared.kv.write().expect("no holder panics").take();
         self.shared.fail(&Error::Closed);

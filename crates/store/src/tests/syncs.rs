@@ -190,6 +190,20 @@ fn when_it_falls_quiet_the_mark_is_raised_once() {
 }
 
 #[test]
+fn what_is_committed_is_durable_when_it_falls_quiet() {
+    let dir = tempfile::tempdir().unwrap();
+    let recorder = Arc::new(Recorder::default());
+    let log = open(dir.path(), &recorder);
+    let opened = recorder.events().len();
+    wait(log.put(Meta::Committed, b"nothing follows".to_vec())).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !recorder.events()[opened..].contains(&Event::Ended("db".into())) {
+        assert!(Instant::now() < deadline, "{:?}", recorder.events());
+        std::thread::yield_now();
+    }
+}
+
+#[test]
 fn what_waits_behind_a_failed_sync_fails_too() {
     let dir = tempfile::tempdir().unwrap();
     let recorder = Arc::new(Recorder::default());
