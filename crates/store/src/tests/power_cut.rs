@@ -87,24 +87,29 @@ struct State {
     cuts: Vec<Cut>,
 }
 
+impl State {
+    /// A segment is synced as a draft before it gets its name. To be asked before the next draft is.
+    fn note_named_drafts(&mut self, segments: &Path) {
+        for path in fs::read_dir(segments).into_iter().flatten().map(|entry| entry.unwrap().path()) {
+            if !self.synced.contains_key(&path)
+                && let Some(draft) = self.synced.get(&path.with_file_name("next")).cloned()
+            {
+                self.synced.insert(path, draft);
+            }
+        }
+    }
+}
+
 impl Fragile {
     fn maybe_cut(&self) {
         let mut state = self.state.lock().unwrap();
+        state.note_named_drafts(&self.live.join("segments"));
         if state.dice.below(18) != 0 {
             return;
         }
         let dir = self.images.join(state.cuts.len().to_string());
         copy_dir(&self.live, &dir);
         let State { dice, synced, .. } = &mut *state;
-        // A segment was synced as a draft, under another name, before its first batch.
-        let segments = fs::read_dir(self.live.join("segments")).into_iter().flatten();
-        for path in segments.map(|entry| entry.unwrap().path()) {
-            if !synced.contains_key(&path)
-                && let Some(draft) = synced.get(&path.with_file_name("next")).cloned()
-            {
-                synced.insert(path, draft);
-            }
-        }
         for (path, synced) in synced {
             let file = dir.join(path.strip_prefix(&self.live).unwrap());
             let grain = if path.ends_with("sled/db") { PAGE_BYTES } else { SECTOR_BYTES };
