@@ -229,7 +229,10 @@ fn tokens_that_open_nothing() -> Result<()> {
     expect(fails(up(&stranger, &["--join", &token]))?, 10, &["revoked", "hint: make a new one"])?;
     let short = node.text(&["token", "create", "--ttl", "1s"])?;
     let made = Instant::now();
-    wait_until("the token to expire", LIMIT, || Ok(ensure!(made.elapsed() > Duration::from_secs(2), "it is young")))?;
+    wait_until("the token to expire", LIMIT, || {
+        ensure!(made.elapsed() > Duration::from_secs(2), "it is young");
+        Ok(())
+    })?;
     expect(fails(up(&stranger, &["--join", &short]))?, 10, &["expired", "hint: make a new one"])?;
     let once = node.text(&["token", "create"])?;
     lab.add("n2", Some(once.clone()))?.start()?;
@@ -268,5 +271,18 @@ fn a_mesh_that_cannot_be_reached_is_waited_for_and_the_wait_is_explained() -> Re
 fn an_api_beyond_loopback_without_a_key() -> Result<()> {
     let scratch = tempfile::tempdir()?;
     let dir = scratch.path().join("node");
-    expect(fails(up(&dir, &["--api", "0.0.0.0:0"]))?, 2, &["beyond loopback", "without a key", "hint: "])
+    expect(fails(up(&dir, &["--api", "0.0.0.0:0"]))?, 2, &["beyond loopback", "without a key", "hint: "])?;
+    let file = scratch.path().join("key");
+    let path = file.to_str().context("a path in UTF-8")?;
+    fs::write(&file, "hello\n")?;
+    expect(fails(up(&dir, &["--api", "0.0.0.0:0", "--api-key-file", path]))?, 2, &["holds no key"])?;
+    // A key of another mesh does as well as any.
+    let mut other = mesh(&scratch.path().join("other"), 1)?;
+    fs::write(&file, other.node("n1")?.text(&["keys", "create", "first", "--scope", "admin"])?)?;
+    let arguments = ["--api", "0.0.0.0:0", "--api-key-file", path];
+    let mut node = Ends(up(&dir, &arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+    wait_until("the node to open with its first key", LIMIT, || {
+        ensure!(node.0.try_wait()?.is_none(), "it ended");
+        Ok(fs::read(dir.join("run.json")).map(drop)?)
+    })
 }

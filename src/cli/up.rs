@@ -66,6 +66,9 @@ pub(super) struct Up {
     /// Let callers from anywhere do what callers on this machine may [env: OMX_INSECURE_NO_AUTH]
     #[arg(long)]
     insecure_no_auth: bool,
+    /// Where the mesh has no API key yet, make the one in this file the first; it opens everything
+    #[arg(long, value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
     /// What to log, such as `warn` or `info,net=debug` [env: OMX_LOG]
     #[arg(long, value_name = "LEVELS")]
     log: Option<String>,
@@ -86,10 +89,11 @@ impl Up {
         let variable = |name: &str| std::env::var(name).ok();
         let settings = Settings::resolve(&self.flags(session.verbose), variable, &file)?;
         let join = self.token(variable("OMX_JOIN"))?.map(|token| parsed(&token)).transpose()?;
+        let first_key = self.api_key_file.as_deref().map(secret_in).transpose()?;
         let logging = Logging::start(&settings.log.value)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
         let runtime = runtime.map_err(|error| Failure::new(Exit::General, error))?;
-        let ended = runtime.block_on(life::live(session, &settings, join, &logging));
+        let ended = runtime.block_on(life::live(session, &settings, join, first_key, &logging));
         // What still runs has had its time, or a second signal says that there is none.
         runtime.shutdown_background();
         ended
@@ -116,23 +120,28 @@ impl Up {
         given.into_iter().filter_map(|(key, text)| Some((key, text?))).collect()
     }
 
-    /// The token, from wherever it was given. Its file may end with a newline, as files do.
+    /// The token, from wherever it was given.
     fn token(&self, variable: Option<String>) -> Result<Option<Secret<String>>, Failure> {
         if let Some(token) = &self.join {
             return Ok(Some(token.clone()));
         }
         if let Some(path) = &self.join_file {
-            let unreadable = |source| Failure::new(Exit::General, TokenFile { path: path.clone(), source });
-            let text = fs::read_to_string(path).map_err(unreadable)?;
-            return Ok(Some(Secret::new(text.trim().to_owned())));
+            return secret_in(path).map(Some);
         }
         Ok(variable.filter(|text| !text.is_empty()).map(Secret::new))
     }
 }
 
+/// A file may end with a newline, as files do.
+fn secret_in(path: &Path) -> Result<Secret<String>, Failure> {
+    let unreadable = |source| Failure::new(Exit::General, SecretFile { path: path.to_owned(), source });
+    let text = fs::read_to_string(path).map_err(unreadable)?;
+    Ok(Secret::new(text.trim().to_owned()))
+}
+
 #[derive(Debug, thiserror::Error)]
-#[error("failed to read the token in `{}`", .path.display())]
-struct TokenFile {
+#[error("failed to read `{}`", .path.display())]
+struct SecretFile {
     path: PathBuf,
     source: std::io::Error,
 }

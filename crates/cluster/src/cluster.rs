@@ -25,7 +25,7 @@ use crate::raft::service::Service;
 use crate::raft::wire::Blob;
 use crate::raft::{LeaderId, Raft, Seat};
 use crate::registry::members::FOUNDER;
-use crate::registry::{Actor, ApiKey, Candidate, Done, JoinToken, Registry, StateHash, Verb};
+use crate::registry::{Actor, ApiKey, Candidate, Done, JoinToken, KeyId, Registry, StateHash, Verb};
 use crate::runtime::{Live, Runtime};
 use crate::shelf::Shelf;
 use crate::task::Task;
@@ -495,6 +495,18 @@ impl<R: Runtime> Cluster<R> {
         let key = ApiKey { name, hash: new.hash(), scopes, created_at: now, expires_at };
         self.write(by, Verb::CreateKey { id: new.id.clone(), key }).await?;
         Ok(new)
+    }
+
+    /// Takes in a key that was made elsewhere, opening everything, where there is no key yet. `None` where the text is
+    /// no key at all.
+    pub async fn adopt_first_key(&self, by: Actor, text: &str) -> Result<Option<KeyId>, Error> {
+        let Some(new) = NewKey::from_text(text) else { return Ok(None) };
+        if self.view(|registry| registry.keys().next().is_none()) {
+            let (name, hash, scopes) = ("the first".to_owned(), new.hash(), Scopes::all());
+            let key = ApiKey { name, hash, scopes, created_at: self.wall_clock(), expires_at: None };
+            self.write(by, Verb::CreateKey { id: new.id.clone(), key }).await?;
+        }
+        Ok(Some(new.id))
     }
 
     /// What this node answers to its peers.

@@ -77,7 +77,9 @@ impl Refused {
             Self::NoSuchChange { key, .. } => format!("`omx config history {key}` lists its changes"),
             Self::UnknownMember(_) => "`omx nodes ls` lists the members".to_owned(),
             Self::UnknownKey(_) => "`omx keys ls` lists the keys".to_owned(),
-            Self::LastVoter(_) => "a mesh needs one machine of role `node`; stop it instead".to_owned(),
+            Self::LastVoter(_) => {
+                "start another machine of role `node`: it takes over the vote; or just stop this one".to_owned()
+            }
             Self::Full { .. } => "remove what is no longer needed".to_owned(),
             Self::AlreadyFounded | Self::Denied(..) | Self::BadValue { .. } => return None,
         })

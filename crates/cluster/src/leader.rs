@@ -6,7 +6,7 @@ use net::verify;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{AsyncRuntime, Instant, ReadPolicy};
-use types::{NodeId, RaftId};
+use types::{NodeId, RaftId, Role};
 
 use crate::cluster::Cluster;
 use crate::protocol::{Ask, Proposal, Told, proposal_statement};
@@ -152,9 +152,9 @@ impl<R: Runtime> Cluster<R> {
         let Some(raft) = self.0.raft.clone() else { return };
         let aside = async {
             while raft.is_leader() {
-                let Some(heir) = self.heir(&raft) else { return };
+                let Some(heir) = self.heir(&raft) else { break };
                 if raft.trigger().transfer_leader(heir.0).await.is_err() {
-                    return;
+                    break;
                 }
                 // The heir has to win an election; asking again every moment would only disturb it.
                 let asked = <R::Async as AsyncRuntime>::Instant::now();
@@ -162,7 +162,9 @@ impl<R: Runtime> Cluster<R> {
                     <R::Async as AsyncRuntime>::sleep(SEAT_STEP).await;
                 }
             }
-            if voters(&raft).contains(&self.belonging().raft) && voters(&raft).len() > 1 {
+            let others = self
+                .view(|registry| registry.members().any(|member| member.role == Role::Node && member.id != self.id()));
+            if others && voters(&raft).contains(&self.belonging().raft) {
                 let given_up = self.ask_leader(&Ask::GiveUpSeat, SEAT_MAX).await;
                 tracing::info!(?given_up, "seat");
             }

@@ -105,6 +105,11 @@ impl Registry {
         self.removed.contains_key(id)
     }
 
+    /// When and by whom a node was taken out.
+    pub fn removed(&self, id: &NodeId) -> Option<&Removed> {
+        self.removed.get(id)
+    }
+
     pub fn tokens(&self) -> impl Iterator<Item = (&TokenId, &JoinToken)> {
         self.tokens.iter()
     }

@@ -27,7 +27,9 @@ pub struct Task<R: Runtime> {
 pub enum End {
     /// It was asked to.
     Shutdown,
-    /// This node is no member any more.
+    /// This node is no member any more: its people took it out.
+    Left,
+    /// This node is no member any more: others took it out.
     Removed,
     /// Nothing can be promised any more; the node must stop.
     Failed(Error),
@@ -73,8 +75,8 @@ async fn watch_for_end<R: Runtime>(cluster: &Cluster<R>) -> End {
     let mut changes = cluster.changes();
     loop {
         cluster.admit_members();
-        if cluster.view(|registry| registry.is_removed(&me)) {
-            return End::Removed;
+        if let Some(by) = cluster.view(|registry| registry.removed(&me).map(|removed| removed.by.node())) {
+            return if by == me { End::Left } else { End::Removed };
         }
         if let Some(error) = cluster.0.log.failure() {
             return End::Failed(error.into());

@@ -430,6 +430,12 @@ impl Api {
         Ok(self.0.cluster.create_key(by, name, scopes, ttl).await?)
     }
 
+    /// Makes a key from a file the first of the mesh, where there is none yet.
+    pub async fn adopt_first_key(&self, by: Actor, text: &str) -> Result<KeyId, Error> {
+        let adopted = self.0.cluster.adopt_first_key(by, text).await?;
+        adopted.ok_or_else(|| Error::BadRequest("the file holds no key: a key begins with `omx_`".to_owned()))
+    }
+
     pub async fn keys(&self, consistency: Consistency) -> Result<Vec<KeyInfo>, Error> {
         let info = |(id, key): (&KeyId, &cluster::ApiKey)| KeyInfo {
             id: id.clone(),

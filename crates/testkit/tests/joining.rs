@@ -169,3 +169,31 @@ fn a_node_that_stops_in_good_order_gives_its_seat_and_the_lead_to_others() {
         assert!(others.len() == 3 && !others.contains(&leader), "{others:?}");
     });
 }
+
+#[test]
+fn the_only_voter_leaves_by_handing_its_seat_to_whoever_is_up_and_stays_otherwise() {
+    on_seeds(2, async |world| {
+        world.mesh(2).await;
+        let id = world.nodes[&0].id;
+        world.kill(1).await;
+        world
+            .settle("the other to be seen down", |w| {
+                w.nodes[&0].up.as_ref().is_some_and(|up| up.net.peers().iter().all(|peer| !peer.connected))
+            })
+            .await;
+        let (cluster, admin) = (world.cluster(0), world.admin(0));
+        cluster.step_aside(Duration::from_secs(8)).await;
+        let refused = cluster.write(admin.clone(), Verb::RemoveMember { node: id }).await.unwrap_err();
+        assert!(matches!(refused, Error::Refused(Refused::LastVoter(_))), "{refused}");
+        world.start(1).await;
+        world
+            .settle("the other to be up again", |w| {
+                w.nodes[&0].up.as_ref().is_some_and(|up| up.net.peers().iter().all(|peer| peer.connected))
+            })
+            .await;
+        cluster.step_aside(Duration::from_secs(8)).await;
+        cluster.write(admin, Verb::RemoveMember { node: id }).await.expect("the other votes now");
+        world.kill(0).await;
+        world.settle("the other to lead alone", |world| world.leader() == Some(1)).await;
+    });
+}

@@ -39,10 +39,22 @@ pub(super) fn to_open(error: gateway::Error) -> Failure {
     Failure::new(exit, error).hint(hint)
 }
 
+pub(super) fn to_adopt(error: node::Error) -> Failure {
+    let (exit, hint) = match &error {
+        node::Error::Registry(error) => (registry(error), error.hint()),
+        node::Error::UnknownNode(_) | node::Error::BadRequest(_) => (Exit::Usage, error.hint()),
+    };
+    Failure::new(exit, FirstKey(error)).hint(hint)
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("failed to take in the API key in that file")]
+struct FirstKey(#[source] node::Error);
+
 /// Nothing where the node was asked to end.
 pub(super) fn to_go_on(end: End) -> Option<Failure> {
     match end {
-        End::Shutdown => None,
+        End::Shutdown | End::Left => None,
         End::Removed => Some(
             Failure::new(Exit::JoinRefused, "this node is no member of its mesh any more")
                 .hint("start with an empty data folder and a new token to join as a new node".to_owned()),
@@ -176,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_node_that_ends_by_itself_says_why() {
-        assert!(to_go_on(End::Shutdown).is_none());
+        assert!(to_go_on(End::Shutdown).is_none() && to_go_on(End::Left).is_none());
         assert_eq!(to_go_on(End::Removed).unwrap().exit, Exit::JoinRefused);
         let failed = to_go_on(End::Failed(RegistryError::Consensus("lost its mind".to_owned()))).unwrap();
         assert_eq!(failed.exit, Exit::General);

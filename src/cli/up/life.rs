@@ -8,7 +8,7 @@ use gateway::Local;
 use node::{Node, Progress, RunInfo, Token};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use types::{NodeName, Scope};
+use types::{NodeName, Scope, Secret};
 
 use super::signals::Signals;
 use super::{failed, greeting};
@@ -34,6 +34,7 @@ pub(super) async fn live(
     session: &Session,
     settings: &Settings,
     join: Option<Token>,
+    first_key: Option<Secret<String>>,
     logging: &Logging,
 ) -> Result<Exit, Failure> {
     let mut signals = Signals::take().map_err(|error| Failure::new(Exit::General, error))?;
@@ -56,7 +57,7 @@ pub(super) async fn live(
 
     let stop_serving = CancellationToken::new();
     let mut server = JoinSet::new();
-    let ended = match serve(&node, session, settings, logging, &stop_serving, &mut server).await {
+    let ended = match serve(&node, session, settings, first_key.as_ref(), logging, &stop_serving, &mut server).await {
         Ok(()) => tokio::select! {
             () = signals.next() => None,
             end = node.ended() => failed::to_go_on(end),
@@ -100,6 +101,7 @@ async fn serve(
     node: &Node,
     session: &Session,
     settings: &Settings,
+    first_key: Option<&Secret<String>>,
     logging: &Logging,
     stop: &CancellationToken,
     server: &mut JoinSet<()>,
@@ -113,6 +115,10 @@ async fn serve(
         ..gateway::Config::new(Local::Socket(socket.clone()))
     });
     let bound = bound.await.map_err(failed::to_open)?;
+    if let Some(key) = first_key {
+        let by = node.api().user(owner(node.folder().path()));
+        node.api().adopt_first_key(by, key.expose()).await.map_err(failed::to_adopt)?;
+    }
     let api = bound.addresses().api;
     let task = bound.open(node.api().clone(), stop.clone()).map_err(failed::to_open)?;
     server.spawn(task.run());
@@ -163,6 +169,19 @@ fn told(progress: &Progress<'_>) -> String {
 
 fn set_aside(path: &Path) -> String {
     format!("the registry of this node was damaged; it is kept in `{}`, and the node joins anew", path.display())
+}
+
+/// Whoever owns the data folder is who the node runs for.
+#[cfg(unix)]
+fn owner(folder: &Path) -> u32 {
+    use std::os::unix::fs::MetadataExt;
+
+    std::fs::metadata(folder).map_or(0, |metadata| metadata.uid())
+}
+
+#[cfg(not(unix))]
+fn owner(_folder: &Path) -> u32 {
+    0
 }
 
 #[cfg(unix)]

@@ -61,7 +61,7 @@ fn a_token_comes_from_the_flag_or_the_file_or_the_variable() {
     assert_eq!(revealed(typed("").token(variable()).unwrap()).as_deref(), Some("omxt_variable"));
     assert_eq!(revealed(typed("").token(Some(String::new())).unwrap()), None);
     let missing = typed("--join-file no/such/file").token(None).unwrap_err().to_string();
-    assert!(missing.starts_with("error: failed to read the token in `no/such/file`\n  cause: "), "{missing}");
+    assert!(missing.starts_with("error: failed to read `no/such/file`\n  cause: "), "{missing}");
 }
 
 #[test]

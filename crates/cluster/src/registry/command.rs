@@ -122,6 +122,6 @@ pub enum Refused {
     UnknownKey(KeyId),
     #[error("{what} are limited to {limit}")]
     Full { what: String, limit: usize },
-    #[error("node `{0}` is the last one that can vote")]
+    #[error("node `{0}` is the only one that votes")]
     LastVoter(NodeId),
 }

@@ -181,7 +181,9 @@ impl Registry {
     pub(super) fn remove_member(&mut self, node: &NodeId, by: &Actor, at: UnixMillis) -> Result<(), Refused> {
         let member = self.members.get(node).ok_or(Refused::UnknownMember(*node))?;
         let others = || self.members().filter(|other| other.id != *node && other.role == Role::Node);
-        if member.role == Role::Node && others().next().is_none() {
+        // Without it nobody could ever change anything again, not even let somebody else vote.
+        let alone = self.seats.voters.len() == 1 && self.seats.voters.contains(&member.raft);
+        if alone || member.role == Role::Node && others().next().is_none() {
             return Err(Refused::LastVoter(*node));
         }
         if self.removed.len() >= REMOVED_MAX {

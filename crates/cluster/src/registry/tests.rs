@@ -161,6 +161,18 @@ fn a_removed_node_is_barred_and_the_last_node_cannot_be_removed() {
 }
 
 #[test]
+fn the_only_voter_of_several_members_cannot_be_removed() {
+    let mut log = Log::founded();
+    let token = log.token(50, Role::Node, 5);
+    log.join(&token, candidate(2)).unwrap();
+    let alone = Seats { voters: [RaftId(1)].into(), ..Seats::default() };
+    log.registry.seat(log.index, alone);
+    let node = keypair(1).node_id();
+    assert_eq!(log.give(user(1), Verb::RemoveMember { node }), Err(Refused::LastVoter(node)));
+    log.give(user(1), Verb::RemoveMember { node: keypair(2).node_id() }).unwrap();
+}
+
+#[test]
 fn a_setting_keeps_its_history_and_rolls_back_to_any_of_it() {
     let mut log = Log::founded();
     let first = log.set("voters.max", "3").unwrap().index();

@@ -61,6 +61,7 @@ fn observe<R: Runtime>(cluster: &Cluster<R>) {
 /// One look and at most one step. Returns whether there was a step to take.
 pub(crate) async fn reconcile<R: Runtime>(cluster: &Cluster<R>, raft: &Raft<R>) -> bool {
     let _one_at_a_time = cluster.0.seating.lock().await;
+    observe(cluster);
     let situation = look(cluster, raft);
     let Some(step) = situation.decide() else { return false };
     tracing::info!(?step, voters = ?situation.voters, "seats");
