@@ -193,12 +193,35 @@ fn a_removed_node_is_cut_off_and_stays_out() -> Result<()> {
         let gone = |status: &Value| (status["members"].as_array()?.len() == 3).then_some(());
         testnet.node(name)?.wait_until("three members", LIMIT, gone)?;
     }
-    // It learns of it and stops by itself; with a fresh token it is still barred.
+    // It learns of it and stops by itself.
     let removed = testnet.node("n4")?;
     wait_until("the removed node to stop", LIMIT, || {
         ensure!(removed.condition() == testnet::Condition::Stopped, "it runs");
         Ok(())
     })?;
+    let said = removed.last_words();
+    ensure!(said.contains("no member of its mesh any more"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_node_that_leaves_stops_and_the_others_go_on_without_it() -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let mut testnet = mesh(scratch.path(), 2)?;
+    // The only voter of the two.
+    let name = testnet.nodes()[0].wait_until("a leader", LIMIT, leader)?;
+    let leaving = testnet.node(&name)?;
+    leaving.text(&["leave", "--yes"])?;
+    wait_until("it to stop", LIMIT, || {
+        ensure!(leaving.condition() == testnet::Condition::Stopped, "it runs");
+        Ok(())
+    })?;
+    let other = if name == "n1" { "n2" } else { "n1" };
+    let other = testnet.node(other)?;
+    other.wait_until("to lead alone", LIMIT, |status| {
+        (status["members"].as_array()?.len() == 1 && leader(status).as_deref() == Some(other.name())).then_some(())
+    })?;
+    other.text(&["config", "set", "mesh.name", "alone"])?;
     Ok(())
 }
 

@@ -37,6 +37,9 @@ use crate::{Timing, follow, join, leader, pack};
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_millis(500);
 
+/// How long a removed node is heard out.
+const PARTING: Duration = Duration::from_millis(1_500);
+
 /// How long `status` waits for word from a quorum.
 const QUORUM_PROBE: Duration = Duration::from_millis(1_500);
 
@@ -64,6 +67,9 @@ pub(crate) struct Inner<R: Runtime> {
     pub(crate) leaving: Mutex<BTreeMap<RaftId, <R::Async as AsyncRuntime>::Instant>>,
     /// Who is up, and since when. Every node looks, so that a new leader knows.
     pub(crate) watch: Mutex<Watch<R>>,
+    /// Members that were taken out a moment ago, and when this node heard of it.
+    parting: Mutex<Vec<(net::Member, <R::Async as AsyncRuntime>::Instant)>>,
+    admitted: Mutex<Vec<net::Member>>,
     /// One change of seats at a time.
     pub(crate) seating: futures::lock::Mutex<()>,
 }
@@ -183,8 +189,14 @@ impl<R: Runtime> Cluster<R> {
                 view.followed.replace((**registry).clone());
             }
             Start::Found(_) | Start::Resumed => {
-                if let Some(registry) = follow::kept(&shelf).map_err(Error::Kept)? {
-                    view.followed.replace(registry);
+                match follow::kept(&shelf) {
+                    Ok(Some(registry)) => view.followed.replace(registry),
+                    Ok(None) => {}
+                    // Whoever votes has its log; it only takes longer to find the others.
+                    Err(error) if belonging.role == Role::Node => {
+                        tracing::warn!(%error, "the kept registry cannot be read");
+                    }
+                    Err(error) => return Err(Error::Kept(error)),
                 }
             }
         }
@@ -214,6 +226,8 @@ impl<R: Runtime> Cluster<R> {
             word: Mutex::default(),
             leaving: Mutex::default(),
             watch: Mutex::default(),
+            parting: Mutex::default(),
+            admitted: Mutex::default(),
             seating: futures::lock::Mutex::new(()),
         };
         let cluster = Self(Arc::new(inner));
@@ -231,6 +245,10 @@ impl<R: Runtime> Cluster<R> {
             return Ok(());
         }
         let raft = self.0.raft.as_ref().ok_or(Error::Worker)?;
+        // Its log says who else votes; the mesh was founded long ago.
+        if raft.metrics().borrow_watched().membership_config.voter_ids().count() > 1 {
+            return Ok(());
+        }
         if !raft.is_initialized().await.map_err(|error| fatal(&error))? {
             let founder = BTreeMap::from([(FOUNDER.0, Seat(self.id()))]);
             raft.initialize(founder).await.map_err(|error| fatal(&error))?;
@@ -283,7 +301,7 @@ impl<R: Runtime> Cluster<R> {
         };
         let mut changes = self.changes();
         let reached = <R::Async as AsyncRuntime>::timeout(patience, changes.reach(index)).await;
-        reached.map_err(|_| Error::NoLeader { waited: patience, absent: self.absent_voters() })?;
+        reached.map_err(|_| Error::Behind { index, waited: patience })?;
         Ok(self.view(look))
     }
 
@@ -332,7 +350,8 @@ impl<R: Runtime> Cluster<R> {
                 break;
             }
             match self.ask_once(ask, &body, attempt, patience - waited).await {
-                Some(Told::NoSpace) => return Err(Error::NoSpace),
+                Some(Told::NoSpace) if !maybe_done => return Err(Error::NoSpace),
+                Some(Told::NoSpace) => {}
                 Some(Told::NotLeader { .. }) | None => {}
                 Some(Told::Unknown) => maybe_done = true,
                 Some(told) => return Ok(told),
@@ -531,7 +550,8 @@ impl<R: Runtime> Cluster<R> {
             .on_stream(SNAPSHOTS_SPEC, move |caller, stream| Box::pin(sent.clone().receive_snapshot(caller, stream)))
     }
 
-    /// Tells the network who is a member now.
+    /// Tells the network who is a member now. Who was one until a moment ago is heard out: it has to learn that it is
+    /// none any more, and whoever leaves wants the answer. The registry takes nothing from it meanwhile.
     pub(crate) fn admit_members(&self) {
         let member = |member: &crate::Member| net::Member {
             id: member.id,
@@ -540,8 +560,16 @@ impl<R: Runtime> Cluster<R> {
             bulk: member.addresses.bulk.clone(),
         };
         let me = self.id();
-        let members = self.view(|registry| registry.members().filter(|m| m.id != me).map(member).collect());
-        self.0.net.admit(members);
+        let members: Vec<_> = self.view(|registry| registry.members().filter(|m| m.id != me).map(member).collect());
+        let now = <R::Async as AsyncRuntime>::Instant::now();
+        let mut admitted = self.0.admitted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut parting = self.0.parting.lock().unwrap_or_else(PoisonError::into_inner);
+        let stays = |id: NodeId| members.iter().any(|member| member.id == id);
+        parting.extend(admitted.drain(..).filter(|member| !stays(member.id)).map(|member| (member, now)));
+        parting.retain(|(member, since)| !stays(member.id) && now.saturating_duration_since(*since) < PARTING);
+        admitted.clone_from(&members);
+        let heard_out = parting.iter().map(|(member, _)| member.clone());
+        self.0.net.admit(members.into_iter().chain(heard_out).collect());
     }
 }
 

@@ -14,6 +14,8 @@ pub enum Error {
     /// Nobody could be asked: nothing was written.
     #[error("the registry is read-only: no leader was found within {waited:?}{}", missing(.absent))]
     NoLeader { waited: Duration, absent: Vec<NodeName> },
+    #[error("this node has not heard of index {index} within {waited:?}")]
+    Behind { index: u64, waited: Duration },
     /// The write was handed over and no answer came: it may be carried out, now or later.
     #[error("it is not known whether the registry took this: no answer within {waited:?}")]
     Unknown { waited: Duration },
@@ -45,7 +47,7 @@ fn missing(absent: &[NodeName]) -> String {
 impl Error {
     /// Whether the same request may succeed later.
     pub fn retry(&self) -> bool {
-        matches!(self, Self::NoLeader { .. } | Self::Unknown { .. } | Self::NoSpace)
+        matches!(self, Self::NoLeader { .. } | Self::Behind { .. } | Self::Unknown { .. } | Self::NoSpace)
     }
 
     pub fn hint(&self) -> Option<String> {
@@ -54,6 +56,7 @@ impl Error {
                 let names: Vec<_> = absent.iter().map(NodeName::as_str).collect();
                 format!("start or wake one of: {}", names.join(", "))
             }
+            Self::Behind { .. } => "is it connected to the others? `omx status` tells; or ask another node".to_owned(),
             Self::NoLeader { .. } => "an election may be under way; try again in a moment".to_owned(),
             Self::Unknown { .. } => "look whether the change is there before asking again".to_owned(),
             Self::NoSpace => "free some disk space on the leader; it goes on by itself".to_owned(),
@@ -77,6 +80,9 @@ impl Refused {
             Self::NoSuchChange { key, .. } => format!("`omx config history {key}` lists its changes"),
             Self::UnknownMember(_) => "`omx nodes ls` lists the members".to_owned(),
             Self::UnknownKey(_) => "`omx keys ls` lists the keys".to_owned(),
+            Self::QuorumAtRisk(_) => {
+                "wake the voters that are down first, or remove those that will not come back".to_owned()
+            }
             Self::LastVoter(_) => {
                 "start another machine of role `node`: it takes over the vote; or just stop this one".to_owned()
             }

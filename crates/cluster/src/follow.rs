@@ -38,6 +38,11 @@ pub(crate) async fn keep(shelf: &Shelf, registry: &Registry) -> io::Result<()> {
     shelf.save(COPY, pack(registry)).await
 }
 
+/// Keeps what a joiner was told, before it acts on it.
+pub async fn keep_joined(shelf: &Shelf, registry: &Registry) -> Result<(), crate::Error> {
+    keep(shelf, registry).await.map_err(crate::Error::Kept)
+}
+
 pub(crate) fn kept(shelf: &Shelf) -> io::Result<Option<Registry>> {
     shelf.load(COPY)?.map(|bytes| codec::decode(&bytes).map_err(io::Error::other)).transpose()
 }
@@ -91,13 +96,18 @@ fn signed<R: Runtime>(cluster: &Cluster<R>, index: u64) -> Option<(Page, Word)> 
     (word.index == page.index && word.hash == page.hash).then_some((page, word))
 }
 
-/// Follows somebody whenever this node does not vote. Runs for ever; may be dropped at any time.
+/// Whether the consensus itself keeps this node up to date. A voter that has lost its seat may be the last to learn of
+/// it: the leader stops feeding it before it has said so.
+fn takes_part<R: Runtime>(cluster: &Cluster<R>) -> bool {
+    cluster.is_voter() && (cluster.is_leader() || cluster.0.view.fed_ago() < SILENCE_MAX)
+}
+
+/// Follows somebody whenever the consensus does not keep this node up to date. Runs for ever; may be dropped at any time.
 pub(crate) async fn run<R: Runtime>(cluster: Cluster<R>) {
     let mut pause = RETRY_MIN;
     let mut turn = usize::from(cluster.random()[0]);
     loop {
-        if cluster.is_voter() {
-            // Sure to come: being unseated is a change.
+        if takes_part(&cluster) {
             let mut changes = cluster.changes();
             let _ = <R::Async as AsyncRuntime>::timeout(STILL_EVERY, changes.next()).await;
             continue;
@@ -129,7 +139,7 @@ fn choose<R: Runtime>(cluster: &Cluster<R>, turn: usize) -> Option<NodeId> {
     (!from.is_empty()).then(|| from[turn % from.len()])
 }
 
-/// Listens to one peer. Ends well only when this node votes by itself.
+/// Listens to one peer. Ends well only when the consensus keeps this node up to date.
 async fn listen<R: Runtime>(cluster: &Cluster<R>, peer: NodeId) -> io::Result<()> {
     let view = &cluster.0.view;
     // Whoever has voted until now may have the newer one there.
@@ -140,7 +150,7 @@ async fn listen<R: Runtime>(cluster: &Cluster<R>, peer: NodeId) -> io::Result<()
     let mut stream = cluster.0.net.connect(peer, FOLLOW).await.map_err(io::Error::other)?;
     let (index, hash) = view.followed.at();
     write_framed(&mut stream, &pack(&Hold { index, hash })).await?;
-    while !cluster.is_voter() {
+    while !takes_part(cluster) {
         let news = within::<R, _>(SILENCE_MAX, read_framed(&mut stream, <Bulletin as codec::Record>::LIMIT)).await?;
         let Bulletin { age_ms, news } = codec::decode(&news).map_err(io::Error::other)?;
         let age = Duration::from_millis(age_ms);

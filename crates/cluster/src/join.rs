@@ -27,7 +27,7 @@ use crate::registry::{Candidate, Refused, Registry, TokenId};
 use crate::runtime::Runtime;
 
 /// From the first byte to the answer.
-pub(crate) const CONVERSATION_MAX: Duration = Duration::from_secs(20);
+pub(crate) const CONVERSATION_MAX: Duration = Duration::from_secs(10);
 
 /// Clocks further apart than this make expiry dates meaningless.
 const SKEW_MAX: Duration = Duration::from_secs(600);
@@ -193,6 +193,7 @@ async fn knock<R: Runtime>(
     purpose: Purpose,
 ) -> Result<(SocketAddr, Reply), JoinError> {
     let mut unreachable = Vec::new();
+    let mut unwilling = None;
     for (door, address) in token.doors().iter().flat_map(|door| door.bulk.iter().map(move |at| (door.id, *at))) {
         let mut stream = match net.connect_stranger(address, door, JOIN).await {
             Ok(stream) => stream,
@@ -203,10 +204,14 @@ async fn knock<R: Runtime>(
         };
         let talk = talk(&mut stream, token, candidate, (address, door), clock, purpose);
         let reply = <R::Async as AsyncRuntime>::timeout(CONVERSATION_MAX, talk).await;
-        let reply = reply.unwrap_or(Err(JoinError::Silent { address }))?;
-        return Ok((address, reply));
+        // What another member may do better is tried there; what the mesh has decided is final.
+        match reply.unwrap_or(Err(JoinError::Silent { address })) {
+            Ok(Reply::NotNow(why)) => unwilling = Some(JoinError::NotNow(why)),
+            Err(error) if error.retry() => unwilling = Some(error),
+            decided => return decided.map(|reply| (address, reply)),
+        }
     }
-    Err(JoinError::Unreachable(unreachable))
+    Err(unwilling.unwrap_or(JoinError::Unreachable(unreachable)))
 }
 
 async fn talk(

@@ -63,12 +63,20 @@ async fn write<R: Runtime>(cluster: &Cluster<R>, raft: &Raft<R>, proposal: Propo
     if let Err(refused @ Refused::Denied(..)) = cluster.view(|registry| registry.judge(&command)) {
         return Told::Outcome(Err(refused));
     }
+    if let Verb::RemoveMember { node } = &command.verb
+        && quorum_needs(cluster, raft, *node)
+    {
+        return Told::Outcome(Err(Refused::QuorumAtRisk(*node)));
+    }
     let removal = match &command.verb {
         Verb::RemoveMember { node } => Some(*node),
         _ => None,
     };
     let Ok(sealed) = codec::encode(&command) else {
-        return Told::Outcome(Err(Refused::Full { what: "bytes of one change".to_owned(), limit: 256 << 10 }));
+        return Told::Outcome(Err(Refused::Full {
+            what: "bytes of one change".to_owned(),
+            limit: <Command as codec::Record>::LIMIT,
+        }));
     };
     let commit = raft.client_write(Sealed(sealed.into()));
     match <R::Async as AsyncRuntime>::timeout(COMMIT_MAX, commit).await {
@@ -82,6 +90,20 @@ async fn write<R: Runtime>(cluster: &Cluster<R>, raft: &Raft<R>, proposal: Propo
         // In the log of a leader that is none any more; another may yet commit it.
         Ok(Err(_)) | Err(_) => Told::Unknown,
     }
+}
+
+/// Whether those who would still vote without this node are not mostly up: then nobody could ever fill its seat.
+fn quorum_needs<R: Runtime>(cluster: &Cluster<R>, raft: &Raft<R>, node: NodeId) -> bool {
+    let up: Vec<_> = cluster.0.net.peers().into_iter().filter(|peer| peer.connected).map(|peer| peer.id).collect();
+    let seats = voters(raft);
+    let holder = |seat: &RaftId| cluster.view(|registry| registry.member_with(*seat).map(|member| member.id));
+    if !seats.iter().any(|seat| holder(seat) == Some(node)) {
+        return false;
+    }
+    let rest: Vec<_> = seats.iter().filter_map(holder).filter(|id| *id != node).collect();
+    let alive = rest.iter().filter(|id| **id == cluster.id() || up.contains(id)).count();
+    // The only voter is another matter, which the registry itself judges.
+    !rest.is_empty() && alive * 2 <= rest.len()
 }
 
 async fn read_index<R: Runtime>(cluster: &Cluster<R>, raft: &Raft<R>) -> Told {

@@ -23,6 +23,7 @@ use bytes::Bytes;
 
 pub use cluster::{Belonging, Cluster, Config, Consistency, Outside, Parts, Start, Status};
 pub use error::Error;
+pub use follow::keep_joined;
 pub use join::{Door, JoinError, ParseTokenError, Token, Welcome, join, would_join};
 pub use keys::NewKey;
 pub use raft::Timing;

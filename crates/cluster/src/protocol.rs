@@ -145,12 +145,13 @@ pub(crate) fn proposal_statement(proposal: &[u8]) -> Vec<u8> {
 
 impl codec::Record for Proposal {
     const VERSION: u8 = 1;
-    const LIMIT: usize = 256 << 10;
+    /// What a node may have the registry remember with one change.
+    const LIMIT: usize = 16 << 10;
 }
 
 impl codec::Record for Ask {
     const VERSION: u8 = 1;
-    const LIMIT: usize = 300 << 10;
+    const LIMIT: usize = 20 << 10;
 }
 
 impl codec::Record for Told {

@@ -12,6 +12,7 @@ mod settings;
 mod tokens;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use types::{MeshId, NodeId, NodeName, RaftId, RequestId, UnixMillis};
@@ -24,9 +25,12 @@ pub use members::{Addresses, Candidate, Member, Proof, Removed};
 pub use settings::{Change, Definition, Setting, Settings};
 pub use tokens::{JoinToken, TokenId, TokenPrefix};
 
-/// How many finished requests are remembered so that a retry gets the first answer. At the limit the oldest is
-/// forgotten; every verb is idempotent by itself as well, so that a later retry is merely judged anew.
-const FINISHED_MAX: usize = 16_384;
+/// For how long a finished request is remembered, so that a retry gets the first answer. Nobody tries for so long.
+const FINISHED_FOR: Duration = Duration::from_secs(60);
+
+/// How many are remembered at most, however quickly they come. At the limit the oldest is forgotten, and a retry that
+/// comes even later is judged anew.
+const FINISHED_MAX: usize = 65_536;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registry {
@@ -65,7 +69,7 @@ pub struct StateHash(pub [u8; 32]);
 /// The latest requests and what became of them, oldest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Finished {
-    order: VecDeque<RequestId>,
+    order: VecDeque<(RequestId, UnixMillis)>,
     outcomes: BTreeMap<RequestId, Outcome>,
 }
 
@@ -146,7 +150,7 @@ impl Registry {
             return outcome.clone();
         }
         let outcome = self.judge(command).and_then(|()| self.carry_out(index, command));
-        self.finished.remember(command.id, outcome.clone());
+        self.finished.remember(command.id, command.at, outcome.clone());
         self.note(index, command, &outcome);
         outcome
     }
@@ -190,13 +194,13 @@ impl Registry {
 }
 
 impl Finished {
-    fn remember(&mut self, id: RequestId, outcome: Outcome) {
-        while self.order.len() >= FINISHED_MAX {
-            if let Some(oldest) = self.order.pop_front() {
-                self.outcomes.remove(&oldest);
-            }
+    fn remember(&mut self, id: RequestId, at: UnixMillis, outcome: Outcome) {
+        let old = |(_, then): &(RequestId, UnixMillis)| at.since(*then) > FINISHED_FOR;
+        while self.order.len() >= FINISHED_MAX || self.order.front().is_some_and(old) {
+            let Some((oldest, _)) = self.order.pop_front() else { break };
+            self.outcomes.remove(&oldest);
         }
-        self.order.push_back(id);
+        self.order.push_back((id, at));
         self.outcomes.insert(id, outcome);
     }
 }

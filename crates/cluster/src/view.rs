@@ -31,6 +31,8 @@ pub(crate) struct View<R: Runtime> {
     applied: Mutex<Sender<R>>,
     /// When this node was last sure to be up to date, by the leader's word or that of whom it follows.
     heard_at: Mutex<Option<<R::Async as AsyncRuntime>::Instant>>,
+    /// When the leader last fed this node's consensus.
+    fed_at: Mutex<Option<<R::Async as AsyncRuntime>::Instant>>,
 }
 
 /// One entry of the log, as far as the registry is concerned.
@@ -76,6 +78,7 @@ impl<R: Runtime> View<R> {
             followed: Ledger::default(),
             applied: Mutex::new(applied),
             heard_at: Mutex::default(),
+            fed_at: Mutex::default(),
         }
     }
 
@@ -90,6 +93,17 @@ impl<R: Runtime> View<R> {
         let at = <R::Async as AsyncRuntime>::Instant::now() - ago;
         let mut heard_at = self.heard_at.lock().unwrap_or_else(PoisonError::into_inner);
         *heard_at = Some(heard_at.map_or(at, |known| known.max(at)));
+    }
+
+    /// The leader has just fed this node's consensus.
+    pub(crate) fn fed(&self) {
+        *self.fed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(<R::Async as AsyncRuntime>::Instant::now());
+        self.heard(Duration::ZERO);
+    }
+
+    pub(crate) fn fed_ago(&self) -> Duration {
+        let fed_at = *self.fed_at.lock().unwrap_or_else(PoisonError::into_inner);
+        fed_at.map_or(Duration::MAX, |at| at.elapsed())
     }
 
     pub(crate) fn heard_ago(&self) -> Duration {

@@ -15,6 +15,8 @@ pub(crate) struct Standing {
     pub(crate) since: Duration,
     /// Its people are taking it out of service, or it is going down by itself.
     pub(crate) leaving: bool,
+    /// Its people are taking it out of service: it is not among those the number of voters is made for.
+    pub(crate) drained: bool,
     pub(crate) zone: Option<String>,
 }
 
@@ -82,7 +84,7 @@ impl Situation {
 
     /// Who should vote in the end. Voters stay unless there is a reason: every change costs a round of the whole group.
     fn wanted(&self) -> BTreeSet<RaftId> {
-        let serving = self.members.values().filter(|standing| !standing.leaving).count();
+        let serving = self.members.values().filter(|standing| !standing.drained).count();
         let size = seats_for(serving, self.voters_max);
         let mut wanted: BTreeSet<_> = self.voters.iter().copied().filter(|id| self.keeps_seat(*id)).collect();
         while wanted.len() > size {
@@ -158,7 +160,7 @@ mod tests {
     use super::*;
 
     fn standing(up: bool, seconds: u64) -> Standing {
-        Standing { up, since: Duration::from_secs(seconds), leaving: false, zone: None }
+        Standing { up, since: Duration::from_secs(seconds), leaving: false, drained: false, zone: None }
     }
 
     fn ids(ids: impl IntoIterator<Item = u64>) -> BTreeSet<RaftId> {

@@ -162,6 +162,9 @@ fn registry(error: RegistryError) -> Failure {
         RegistryError::NoLeader { .. } => {
             Failure { retry_after: soon, ..Failure::new(StatusCode::SERVICE_UNAVAILABLE, "no_leader", message) }
         }
+        RegistryError::Behind { .. } => {
+            Failure { retry_after: soon, ..Failure::new(StatusCode::SERVICE_UNAVAILABLE, "behind", message) }
+        }
         RegistryError::Unknown { .. } => Failure::new(StatusCode::GATEWAY_TIMEOUT, "unknown_outcome", message),
         RegistryError::NoSpace => Failure::new(StatusCode::INSUFFICIENT_STORAGE, "no_space", message),
         RegistryError::Stopped => Failure::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", message),
@@ -187,6 +190,7 @@ fn refusal(refused: &Refused) -> (StatusCode, &'static str) {
         Refused::Conflict { .. } => (StatusCode::CONFLICT, "conflict"),
         Refused::Full { .. } => (StatusCode::CONFLICT, "full"),
         Refused::LastVoter(_) => (StatusCode::CONFLICT, "last_voter"),
+        Refused::QuorumAtRisk(_) => (StatusCode::CONFLICT, "quorum_at_risk"),
         Refused::AlreadyFounded => (StatusCode::CONFLICT, "already_founded"),
         Refused::TokenExpired => (StatusCode::CONFLICT, "token_expired"),
         Refused::TokenUsedUp => (StatusCode::CONFLICT, "token_used_up"),

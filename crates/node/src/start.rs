@@ -90,7 +90,7 @@ impl StartError {
             Self::Store(error) => error.hint().map(str::to_owned),
             Self::Registry(error) => error.hint(),
             Self::Join(error) => error.hint(),
-            Self::OtherMesh { .. } => Some("start with another `--data-dir`, or run `omx leave` first".to_owned()),
+            Self::OtherMesh { .. } => Some("start with another, empty `--data-dir`".to_owned()),
         }
     }
 }
@@ -134,6 +134,8 @@ impl Node {
                 let welcome = join(net_config, &token, &candidate, &tell).await?;
                 let Welcome { mesh, raft, role, registry, .. } = welcome;
                 let belonging = Belonging { mesh, raft, role, incarnation: candidate.incarnation };
+                // In this order: a node that belongs somewhere must know where that is.
+                cluster::keep_joined(&Shelf::Folder(shelf.clone()), &registry).await?;
                 keep(&shelf, BELONGING, &belonging)?;
                 (belonging, Start::Joined(Box::new(registry)))
             }

@@ -77,9 +77,50 @@ fn a_joiner_that_dies_half_way_gets_in_with_the_same_token_and_costs_one_use() {
         // The join is carried out, the joiner dies before it has kept anything of it.
         world.join_with(3, &token).await.unwrap();
         world.kill(3).await;
+        // What becomes of the token meanwhile does not matter to it.
+        let (cluster, admin) = (world.cluster(0), world.admin(0));
+        cluster.create_token(admin.clone(), Role::Node, 1, HOUR).await.unwrap();
+        cluster.write(admin, Verb::RevokeToken { id: token.id() }).await.unwrap();
         world.join_with(3, &token).await.expect("the same joiner is known");
         let refused = world.join_with(4, &token).await.unwrap_err();
-        assert!(matches!(refused, JoinError::Refused(Refused::TokenUsedUp)), "{refused}");
+        assert!(matches!(refused, JoinError::Refused(Refused::UnknownToken)), "{refused}");
+    });
+}
+
+#[test]
+fn voters_that_lose_their_seats_go_on_hearing_of_everything() {
+    on_seeds(3, async |world| {
+        world.mesh(3).await;
+        let leader = world.leader().unwrap();
+        world.set(leader, "voters.max", "1").await.unwrap();
+        world.settle("one voter", |world| world.voters().len() == 1).await;
+        let leader = world.leader().unwrap();
+        world.set(leader, "mesh.name", "smaller").await.unwrap();
+        let name = |world: &World, number: usize| world.cluster(number).view(|r| r.settings().mesh_name().to_owned());
+        world.settle("all to hear of it", |world| (0..3).all(|number| name(world, number) == "smaller")).await;
+        world.converge().await;
+    });
+}
+
+#[test]
+fn a_voter_the_others_cannot_do_without_is_not_removed() {
+    on_seeds(1, async |world| {
+        world.mesh(3).await;
+        let leader = world.leader().unwrap();
+        let others: Vec<_> = (0..3).filter(|number| *number != leader).collect();
+        let (down, needed) = (others[0], others[1]);
+        world.kill(down).await;
+        let gone = world.nodes[&down].id;
+        world
+            .settle("it to be seen down", |w| {
+                w.nodes[&leader].up.as_ref().unwrap().net.peers().iter().any(|peer| peer.id == gone && !peer.connected)
+            })
+            .await;
+        let (cluster, admin) = (world.cluster(leader), world.admin(leader));
+        let verb = Verb::RemoveMember { node: world.nodes[&needed].id };
+        let refused = cluster.write(admin.clone(), verb).await.unwrap_err();
+        assert!(matches!(refused, Error::Refused(Refused::QuorumAtRisk(_))), "{refused}");
+        cluster.write(admin, Verb::RemoveMember { node: gone }).await.expect("the dead one can go");
     });
 }
 
@@ -92,10 +133,11 @@ fn a_removed_node_stops_and_stays_out_even_with_a_fresh_token() {
         world.cluster(0).write(world.admin(0), Verb::RemoveMember { node: id }).await.unwrap();
         let knows = move |w: &World, number: usize| w.cluster(number).view(|r| r.is_removed(&id));
         world.settle("all others to bar it", |w| (0..3).all(|number| knows(w, number))).await;
-        for number in 0..3 {
-            let up = world.nodes[&number].up.as_ref().unwrap();
-            assert!(up.net.peers().iter().all(|peer| peer.id != id), "node {number} still counts it in");
-        }
+        let cut = move |w: &World, number: usize| {
+            w.nodes[&number].up.as_ref().unwrap().net.peers().iter().all(|peer| peer.id != id)
+        };
+        world.settle("the removed node to know", |w| w.cluster(3).view(|r| r.is_removed(&id))).await;
+        world.settle("all others to cut it off", |w| (0..3).all(|number| cut(w, number))).await;
         world.kill(3).await;
         let token = world.cluster(0).create_token(world.admin(0), Role::Node, 1, HOUR).await.unwrap();
         let refused = world.join_with(3, &token).await.unwrap_err();

@@ -119,7 +119,7 @@ fn registry(error: &RegistryError) -> Exit {
         RegistryError::Store(error) => store(error),
         RegistryError::Kept(source) => io(source),
         RegistryError::Refused(_) => Exit::Refused,
-        RegistryError::NoLeader { .. } => Exit::NoQuorum,
+        RegistryError::NoLeader { .. } | RegistryError::Behind { .. } => Exit::NoQuorum,
         RegistryError::Unknown { .. } => Exit::Unknown,
         _ => Exit::General,
     }

@@ -46,6 +46,10 @@ async fn answer<R: Runtime>(cluster: &Cluster<R>, caller: &Caller, hello: &Hello
         return Reply::Refused(Refused::TokenProof);
     }
     let proof = Proof { token, joiner, acceptor: cluster.id(), nonce: hello.nonce, signature };
+    // Whoever cannot sign for a token costs nobody a question to the others.
+    if let Err(refused) = cluster.view(|registry| registry.judge_proof(&proof, proof.acceptor)) {
+        return Reply::Refused(refused);
+    }
     // A token this node has not heard of may have been made a moment ago elsewhere.
     let known = cluster.view(|registry| registry.tokens().any(|(id, _)| *id == proof.token));
     let freshness = if known { Consistency::Local } else { Consistency::Linearizable };

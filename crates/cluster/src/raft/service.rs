@@ -2,7 +2,6 @@
 //! the registry or by the consensus membership; the message's own word does not count.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use net::{ByteStream, Caller, Refusal};
@@ -66,7 +65,7 @@ impl<R: Runtime> Service<R> {
                 let request = AppendEntriesRequest { vote: vote.into(), prev_log_id, entries, leader_commit };
                 let answer = self.raft.append_entries(request).await;
                 if answer.as_ref().is_ok_and(AppendEntriesResponse::is_success) {
-                    self.view.heard(Duration::ZERO);
+                    self.view.fed();
                 }
                 answer.map(Answer::appended).map_err(|error| error.to_string())
             }

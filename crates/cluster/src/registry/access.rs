@@ -57,6 +57,9 @@ impl Registry {
                 Refused::UnknownMember(origin)
             });
         };
+        if member.role == Role::Worker && matches!(by, Actor::Key { .. }) {
+            return deny("a worker acts on its own machine alone");
+        }
         if let Actor::Key { key, .. } = by {
             match self.key(key) {
                 None => return Err(Refused::UnknownKey(key.clone())),

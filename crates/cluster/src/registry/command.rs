@@ -18,7 +18,7 @@ pub struct Command {
 
 impl codec::Record for Command {
     const VERSION: u8 = 1;
-    const LIMIT: usize = 256 << 10;
+    const LIMIT: usize = 32 << 10;
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,4 +124,6 @@ pub enum Refused {
     Full { what: String, limit: usize },
     #[error("node `{0}` is the only one that votes")]
     LastVoter(NodeId),
+    #[error("without node `{0}` most of those who vote would be down")]
+    QuorumAtRisk(NodeId),
 }

@@ -7,6 +7,7 @@ use super::{Actor, Command, Outcome, Registry, Verb};
 
 /// At the limit the oldest entry is dropped; the audit log of a node keeps more.
 const ENTRIES_MAX: usize = 256;
+const TEXT_CHARS_MAX: usize = 200;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JournalEntry {
@@ -24,10 +25,15 @@ impl Registry {
         while self.journal.len() >= ENTRIES_MAX {
             self.journal.pop_front();
         }
-        let refused = outcome.as_ref().err().map(ToString::to_string);
-        let what = describe(&command.verb);
+        let refused = outcome.as_ref().err().map(|refused| clip(&refused.to_string()));
+        let what = clip(&describe(&command.verb));
         self.journal.push_back(JournalEntry { index, at: command.at, by: command.by.clone(), what, refused });
     }
+}
+
+/// What was refused may be as long as a change can be; nobody needs all of it.
+fn clip(text: &str) -> String {
+    text.chars().take(TEXT_CHARS_MAX).collect()
 }
 
 fn describe(verb: &Verb) -> String {

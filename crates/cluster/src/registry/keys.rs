@@ -9,6 +9,7 @@ use types::{Scopes, UnixMillis};
 use super::{Refused, Registry};
 
 const KEYS_MAX: usize = 1_024;
+const NAME_CHARS_MAX: usize = 100;
 
 /// The part of a key that is no secret: 12 hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -57,10 +58,13 @@ impl FromStr for KeyId {
 
 impl Registry {
     pub(super) fn create_key(&mut self, id: &KeyId, key: &ApiKey) -> Result<(), Refused> {
+        if key.name.chars().count() > NAME_CHARS_MAX {
+            return Err(Refused::Full { what: "characters of a key's name".to_owned(), limit: NAME_CHARS_MAX });
+        }
         if self.keys.len() >= KEYS_MAX && !self.keys.contains_key(id) {
             return Err(Refused::Full { what: "keys".to_owned(), limit: KEYS_MAX });
         }
-        self.keys.insert(id.clone(), key.clone());
+        self.keys.entry(id.clone()).or_insert_with(|| key.clone());
         Ok(())
     }
 }

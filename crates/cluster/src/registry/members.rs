@@ -13,8 +13,8 @@ const MEMBERS_MAX: usize = 10_000;
 /// A barred key is never forgotten, so there is an end to how many a mesh can bar.
 const REMOVED_MAX: usize = 100_000;
 const LABELS_MAX: usize = 32;
-const ADDRESSES_MAX: usize = 32;
-const ADDRESS_BYTES_MAX: usize = 256;
+const ADDRESSES_MAX: usize = 16;
+const ADDRESS_BYTES_MAX: usize = 128;
 
 /// The founder's number. Every other member's number is the index of the entry that added it; entry 1 is the blank
 /// one of the first leader, so the founder shares its number with nobody.
@@ -111,15 +111,17 @@ impl Registry {
         if self.is_removed(&joiner.id) {
             return Err(Refused::Barred(joiner.id));
         }
+        let known = self.members.get(&joiner.id);
+        // The same joiner with the same token, asking again after a crash: it costs no second use, and what has become
+        // of the token since does not matter. That it holds the token is proven already.
+        if known.is_some_and(|m| m.token == Some(proof.token) && m.incarnation == joiner.incarnation) {
+            return Ok(Join::Known);
+        }
         let token = self.tokens.get(&proof.token).ok_or(Refused::UnknownToken)?;
         if token.expires_at <= at {
             return Err(Refused::TokenExpired);
         }
-        match self.members.get(&joiner.id) {
-            // The same joiner with the same token, asking again after a crash: it costs no second use.
-            Some(member) if member.token == Some(proof.token) && member.incarnation == joiner.incarnation => {
-                Ok(Join::Known)
-            }
+        match known {
             Some(member) if member.token == Some(proof.token) => Ok(Join::Reborn),
             _ if token.uses_left == 0 => Err(Refused::TokenUsedUp),
             None if self.members.len() >= MEMBERS_MAX => {

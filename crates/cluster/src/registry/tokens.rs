@@ -8,7 +8,7 @@ use types::{NodeId, Role, UnixMillis};
 
 use super::{Refused, Registry};
 
-const TOKENS_MAX: usize = 256;
+const TOKENS_MAX: usize = 1_024;
 
 /// The public half of a token's key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -48,7 +48,10 @@ impl Registry {
     }
 
     pub(super) fn create_token(&mut self, id: TokenId, token: &JoinToken, at: UnixMillis) -> Result<(), Refused> {
-        self.tokens.retain(|_, token| token.expires_at > at && token.uses_left > 0);
+        self.tokens.retain(|_, token| token.expires_at > at);
+        if self.tokens.contains_key(&id) {
+            return Ok(());
+        }
         if self.tokens.len() >= TOKENS_MAX {
             return Err(Refused::Full { what: "open tokens".to_owned(), limit: TOKENS_MAX });
         }

@@ -110,6 +110,7 @@ fn look<R: Runtime>(cluster: &Cluster<R>, raft: &Raft<R>) -> Situation {
         Standing {
             up,
             since: now.saturating_duration_since(since),
+            drained: member.drain,
             leaving: member.drain || leaving.contains_key(&member.raft),
             zone: member.zone().map(str::to_owned),
         }
@@ -121,7 +122,8 @@ fn look<R: Runtime>(cluster: &Cluster<R>, raft: &Raft<R>) -> Situation {
             .filter(|member| member.role == Role::Node)
             .map(|member| (member.raft, standing(member)))
             .collect(),
-        voters: membership.voter_ids().map(RaftId).collect(),
+        // Of a change left half-way, what it was to lead to.
+        voters: membership.get_joint_config().last().into_iter().flatten().copied().map(RaftId).collect(),
         caught_up: learners.iter().copied().filter(has_log).collect(),
         learners,
         joint: membership.get_joint_config().len() > 1,
