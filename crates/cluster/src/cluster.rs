@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::{Either, select};
 use net::{Keypair, Net, Services};
 use openraft::async_runtime::WatchReceiver;
 use openraft::{AsyncRuntime, Instant};
@@ -35,7 +37,13 @@ use crate::{Timing, follow, join, leader, pack};
 
 /// Between two attempts to find a leader.
 const RETRY_MIN: Duration = Duration::from_millis(20);
-const RETRY_MAX: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_millis(200);
+
+/// A leader says within less whether it has committed something; whoever takes longer is asked again, or another one.
+const ANSWER_MAX: Duration = Duration::from_secs(6);
+
+/// Between two looks at whether whoever is asked still leads.
+const SUPERSEDED_LOOK: Duration = Duration::from_millis(100);
 
 /// How long a removed node is heard out.
 const PARTING: Duration = Duration::from_millis(1_500);
@@ -372,10 +380,13 @@ impl<R: Runtime> Cluster<R> {
             let answer = leader::answer(self.clone(), self.id(), ask.clone());
             <R::Async as AsyncRuntime>::timeout(limit, answer).await.unwrap_or(Told::Unknown)
         } else {
-            match self.0.net.request_within(target, ASK, body.clone(), limit).await {
-                Ok(answer) => codec::decode(&answer).unwrap_or(Told::Unknown),
-                Err(error) if error.maybe_done() => Told::Unknown,
-                Err(_) => Told::NotLeader { leader: None },
+            let asked = pin!(self.0.net.request_within(target, ASK, body.clone(), limit.min(ANSWER_MAX)));
+            match select(asked, pin!(self.superseded(target))).await {
+                Either::Left((Ok(answer), _)) => codec::decode(&answer).unwrap_or(Told::Unknown),
+                Either::Left((Err(error), _)) if error.maybe_done() => Told::Unknown,
+                Either::Left((Err(_), _)) => Told::NotLeader { leader: None },
+                // It may be in the old leader's log, and that may yet be committed.
+                Either::Right(((), _)) => Told::Unknown,
             }
         };
         let hint = match &told {
@@ -387,14 +398,27 @@ impl<R: Runtime> Cluster<R> {
         Some(told)
     }
 
-    /// The consensus knows best; then what we were told; then one voter after another.
+    /// Returns once this node's own consensus has come to know another leader than whoever is asked: a machine that stands
+    /// still, or is gone without a word, keeps those who wait for it longer than an election takes.
+    async fn superseded(&self, target: NodeId) {
+        let before = self.leader();
+        while self.leader().is_none_or(|leader| leader == target || Some(leader) == before) {
+            // Looked at now and then, since the consensus tells of every entry, and most answers come sooner.
+            <R::Async as AsyncRuntime>::sleep(SUPERSEDED_LOOK).await;
+        }
+    }
+
+    /// The consensus knows best; then what we were told; then one voter after another. Never one that is not connected:
+    /// a request would wait for a dial, which takes seconds where a machine is gone, and meanwhile another one leads.
+    /// The network dials again by itself.
     fn leader_to_ask(&self, attempt: usize) -> Option<NodeId> {
-        if let Some(leader) = self.leader() {
+        let reachable = |id: &NodeId| *id == self.id() || self.0.net.is_connected(id);
+        if let Some(leader) = self.leader().filter(reachable) {
             return Some(leader);
         }
         let hint = *self.0.leader_hint.lock().unwrap_or_else(PoisonError::into_inner);
-        hint.or_else(|| {
-            let voters = self.voters();
+        hint.filter(reachable).or_else(|| {
+            let voters: Vec<_> = self.voters().into_iter().filter(reachable).collect();
             (!voters.is_empty()).then(|| voters[attempt % voters.len()])
         })
     }

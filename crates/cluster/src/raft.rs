@@ -71,7 +71,8 @@ pub(crate) struct Seat(pub(crate) NodeId);
 #[derive(Debug, Clone)]
 pub struct Timing {
     pub heartbeat: Duration,
-    /// An election begins after a random time between these two without a leader.
+    /// A follower grants its leader `election_max` of silence, and then waits for a random time between these two
+    /// before it calls an election.
     pub election_min: Duration,
     pub election_max: Duration,
     /// A snapshot is made after so many entries, and the log before it dropped.
@@ -84,8 +85,9 @@ impl Default for Timing {
     fn default() -> Self {
         Self {
             heartbeat: Duration::from_millis(200),
-            election_min: Duration::from_millis(1_000),
-            election_max: Duration::from_millis(2_000),
+            // Together an election between 1.4 and 1.8 s after the last sign of the leader.
+            election_min: Duration::from_millis(500),
+            election_max: Duration::from_millis(900),
             snapshot_every: 5_000,
             keep_behind_snapshot: 1_000,
         }
@@ -93,6 +95,11 @@ impl Default for Timing {
 }
 
 impl Timing {
+    /// After so long without a word from it, others may have made another leader.
+    pub fn silence_max(&self) -> Duration {
+        self.election_max * 2
+    }
+
     pub(crate) fn consensus(&self) -> Arc<openraft::Config> {
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let config = openraft::Config {

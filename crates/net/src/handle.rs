@@ -179,6 +179,11 @@ impl Net {
         self.reception.peers()
     }
 
+    /// Whether a request to this peer would go out without a dial first.
+    pub fn is_connected(&self, peer: &NodeId) -> bool {
+        self.reception.is_linked(peer)
+    }
+
     pub fn addresses(&self) -> Addresses {
         self.transport.addresses()
     }

@@ -338,7 +338,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// A machine that slept does not know it: its monotonic clock stood still, the wall clock did not. Runs for ever.
 async fn watch_for_sleep(cluster: Cluster) {
-    let slept_at_least = cluster::Timing::default().election_max;
+    let slept_at_least = cluster::Timing::default().silence_max();
     let (mut wall, mut steady) = (SystemTime::now(), Instant::now());
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
