@@ -91,11 +91,14 @@ async fn watch_for_end<R: Runtime>(cluster: &Cluster<R>) -> End {
             if let Err(error) = running {
                 return End::Failed(Error::Consensus(error.to_string()));
             }
-            // A node that lost its seat while it was away must not call elections it cannot win.
-            let unseated = cluster.0.view.followed.registry(|held| {
-                held.applied() > cluster.0.view.voted.registry(crate::Registry::applied)
-                    && !held.seats().voters.contains(&cluster.belonging().raft)
-            });
+            // A node that lost its seat while it was away must not call elections it cannot win. Its own log counts where
+            // it is further than what was followed: the end of it may hold the very change that seats this node.
+            let last = metrics.borrow_watched().last_log_index.unwrap_or_default();
+            let unseated = cluster
+                .0
+                .view
+                .followed
+                .registry(|held| held.applied() > last && !held.seats().voters.contains(&cluster.belonging().raft));
             raft.runtime_config().elect(!unseated);
         }
         let _ = <R::Async as AsyncRuntime>::timeout(LOOK_EVERY, changes.next()).await;
