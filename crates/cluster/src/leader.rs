@@ -9,6 +9,7 @@ use openraft::{AsyncRuntime, Instant, ReadPolicy};
 use types::{NodeId, RaftId, Role};
 
 use crate::cluster::Cluster;
+use crate::error::Error;
 use crate::protocol::{Ask, Proposal, Told, proposal_statement};
 use crate::raft::{Raft, Sealed};
 use crate::registry::{Actor, Command, Refused, Verb};
@@ -167,6 +168,15 @@ impl<R: Runtime> Cluster<R> {
         let node = |id: &RaftId| self.view(|registry| registry.member_with(*id).map(|member| member.id));
         let fit = |id: &RaftId| *id != me && node(id).is_some_and(|node| up.contains(&node));
         voters(raft).into_iter().find(fit)
+    }
+
+    /// Takes this node out of the mesh. An answer that was lost together with the membership is no failure.
+    pub async fn leave(&self, by: Actor) -> Result<(), Error> {
+        let node = self.id();
+        match self.write(by, Verb::RemoveMember { node }).await {
+            Err(error) if !self.view(|registry| registry.is_removed(&node)) => Err(error),
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 
     /// Hands over the lead and then the seat, as far as others can take them, before this node goes down.

@@ -352,8 +352,7 @@ impl Api {
     /// Takes this node out of the mesh: others take over what it leads and votes for, then it is a member no more.
     pub async fn leave(&self, by: Actor, limit: Duration) -> Result<(), Error> {
         self.0.cluster.step_aside(limit).await;
-        self.0.cluster.write(by, Verb::RemoveMember { node: self.id() }).await?;
-        Ok(())
+        Ok(self.0.cluster.leave(by).await?)
     }
 
     pub async fn create_token(&self, by: Actor, role: Role, uses: u32, ttl: Duration) -> Result<Token, Error> {

@@ -234,7 +234,7 @@ fn the_only_voter_leaves_by_handing_its_seat_to_whoever_is_up_and_stays_otherwis
             })
             .await;
         cluster.step_aside(Duration::from_secs(8)).await;
-        cluster.write(admin, Verb::RemoveMember { node: id }).await.expect("the other votes now");
+        cluster.leave(admin).await.expect("the other votes now");
         world.kill(0).await;
         world.settle("the other to lead alone", |world| world.leader() == Some(1)).await;
     });
