@@ -15,12 +15,13 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 
 /// The product's crates: each uses crates of lower numbers only, so that no two can come to need each other. `testkit`
 /// puts the product's parts together for tests and stands above what it tests; nothing is built on it.
-const LAYERS: [(&str, u8); 9] = [
+const LAYERS: [(&str, u8); 10] = [
     ("omx", 7),
     ("gateway", 6),
     ("node", 5),
     ("testkit", 4),
     ("cluster", 3),
+    ("engine", 3),
     ("store", 2),
     ("net", 2),
     ("types", 0),
@@ -32,20 +33,25 @@ const LAYERS: [(&str, u8); 9] = [
 const TOOLS: [&str; 2] = ["testnet", "xtask"];
 
 /// A heavy dependency, with what is published beside it under its name, and the only crates that may use it.
-const FENCES: [(&str, &[&str]); 6] = [
+const FENCES: [(&str, &[&str]); 8] = [
     ("axum", &["gateway"]),
     ("bincode", &["codec"]),
     ("clap", &["omx", "xtask"]),
     ("libp2p", &["net"]),
+    ("llama-cpp-2", &["engine"]),
+    ("llama-cpp-sys-2", &["engine"]),
     // `testkit` drives it on its virtual clock; no type of it is in what `cluster` offers.
     ("openraft", &["cluster", "testkit"]),
     ("sled", &["store"]),
 ];
 
 /// Versions chosen for a reason: what is exact here is exact in the manifest.
-const PINS: [(&str, Pin); 4] = [
+const PINS: [(&str, Pin); 6] = [
     // Older ones link a yamux that a peer can crash.
     ("libp2p", Pin::AtLeast("0.57.1")),
+    // They follow llama.cpp, whose interface changes with each release.
+    ("llama-cpp-2", Pin::Exact("0.1.160")),
+    ("llama-cpp-sys-2", Pin::Exact("0.1.161")),
     // An alpha may change its traits; 0.9 lacks pre-vote and leader transfer.
     ("openraft", Pin::Exact("0.10.0-alpha.37")),
     // The next one has been an alpha for years.
@@ -510,7 +516,8 @@ mod bad_input {
         let table = |sled: &str| -> toml::Table {
             let text = format!(
                 "[workspace.dependencies]\nsled = '{sled}'\nlibp2p = {{ version = '0.57.1' }}\n\
-                 openraft = '=0.10.0-alpha.37'\nbincode = {{ version = '=2.0.1' }}"
+                 openraft = '=0.10.0-alpha.37'\nbincode = {{ version = '=2.0.1' }}\n\
+                 llama-cpp-2 = '=0.1.160'\nllama-cpp-sys-2 = '=0.1.161'"
             );
             text.parse().unwrap()
         };
@@ -520,6 +527,8 @@ mod bad_input {
                 package("libp2p", libp2p, None),
                 package("openraft", "0.10.0-alpha.37", None),
                 package("bincode", "2.0.1", None),
+                package("llama-cpp-2", "0.1.160", None),
+                package("llama-cpp-sys-2", "0.1.161", None),
             ]
         };
         assert_eq!(pin_findings(&table("=0.34.7"), &lock("0.34.7", "0.57.2")).len(), 0);

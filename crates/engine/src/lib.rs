@@ -1,0 +1,11 @@
+//! The engine inside: a model file goes in, text comes out, in the words of Ollama's API.
+//!
+//! What a request is and what comes back is in [`runner`]; [`library`] keeps models loaded and makes room for others.
+//! The pure parts know no model and no clock. Only `llama`, behind the feature of that name, knows llama.cpp; without
+//! it everything here compiles and nothing runs a model. This crate does not know HTTP clients, nodes or meshes.
+
+mod error;
+pub mod runner;
+pub mod text;
+
+pub use error::{Error, Fault};

@@ -1,0 +1,7 @@
+//! From a model's bytes to what a client may see: whole characters, and no part of a stop string.
+
+mod stop;
+mod utf8;
+
+pub use stop::{Screened, StopStrings};
+pub use utf8::Utf8;
