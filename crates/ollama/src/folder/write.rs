@@ -1,0 +1,275 @@
+//! Putting models into the folder, under other names, and out of it.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use gguf::Facts;
+use serde_json::{Map, Value};
+
+use super::{Error, Folder, Installed, LOCK_NAME, TEXT_BYTES_MAX};
+use crate::manifest::{Config, Layer, LayerKind, Manifest};
+use crate::{Digest, Head, ModelName};
+
+/// A file that nobody has written to for so long will not be finished.
+const DRAFT_AGE_MAX: Duration = Duration::from_secs(3600);
+
+/// What a model is installed with beside its weights.
+#[derive(Debug, Clone, Default)]
+pub struct Texts {
+    pub system: Option<String>,
+    pub licenses: Vec<String>,
+    pub params: Map<String, Value>,
+}
+
+impl Folder {
+    /// Makes a model of a GGUF file. A name that exists comes to mean the new one; the old one's blobs stay until it
+    /// is deleted under all its names. Safe to repeat: the same file and texts give the same model.
+    pub fn install(&self, name: &ModelName, weights: &mut impl Read, texts: &Texts) -> Result<Installed, Error> {
+        let weights = self.add(LayerKind::Model, weights, u64::MAX)?;
+        let path = self.blob(&weights.digest);
+        let head = Head::read(&path).map_err(|source| Error::Io { path, source })?;
+        let config = match head.header() {
+            Ok(header) => describe(&header),
+            Err(source) => {
+                self.remove_unused([weights.digest])?;
+                return Err(Error::Gguf { source });
+            }
+        };
+        let mut layers = vec![weights];
+        if let Some(system) = &texts.system {
+            layers.push(self.add_text(LayerKind::System, system)?);
+        }
+        for license in &texts.licenses {
+            layers.push(self.add_text(LayerKind::License, license)?);
+        }
+        if !texts.params.is_empty() {
+            layers.push(self.add_text(LayerKind::Params, &json(&texts.params))?);
+        }
+        // Its type is set by the manifest it goes into.
+        let config = self.add_text(LayerKind::Other, &json(&config))?;
+        let manifest = Manifest::new(config, layers);
+        let bytes = manifest.bytes().expect("a manifest of ours has text for keys and fits into memory");
+
+        let _changing = self.lock()?;
+        let name = self.spelling(name)?;
+        self.put_manifest(&name, &bytes)?;
+        // A delete that ran before the lock was ours took what no manifest named yet.
+        if manifest.blobs().any(|layer| !self.blob(&layer.digest).exists()) {
+            let path = self.manifest_path(&name);
+            fs::remove_file(&path).map_err(|source| Error::Io { path, source })?;
+            return Err(Error::Vanished { model: name });
+        }
+        self.read(name)
+    }
+
+    /// Byte by byte, so that both names mean one digest.
+    pub fn copy(&self, from: &ModelName, to: &ModelName) -> Result<(), Error> {
+        let _changing = self.lock()?;
+        let source = self.find(from)?;
+        let path = self.manifest_path(&source.name);
+        let bytes = super::read_at_most(&path, super::MANIFEST_BYTES_MAX);
+        let bytes = bytes.map_err(|source| Error::Io { path, source })?;
+        self.put_manifest(&self.spelling(to)?, &bytes)
+    }
+
+    /// First the name, then the blobs no other name needs. Where some other manifest cannot be read nobody knows what
+    /// it needs, and all blobs stay.
+    pub fn delete(&self, name: &ModelName) -> Result<(), Error> {
+        let _changing = self.lock()?;
+        let gone = self.find(name)?;
+        let path = self.manifest_path(&gone.name);
+        fs::remove_file(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+        let parents = path.ancestors().skip(1).take_while(|parent| *parent != self.manifests());
+        for parent in parents {
+            // Ends at the first that still holds something.
+            if fs::remove_dir(parent).is_err() {
+                sync_folder(parent).map_err(|source| Error::Io { path: parent.to_owned(), source })?;
+                break;
+            }
+        }
+        self.remove_blobs(gone.manifest.blobs().map(|layer| layer.digest))
+    }
+
+    fn remove_unused(&self, digests: impl IntoIterator<Item = Digest>) -> Result<(), Error> {
+        let _changing = self.lock()?;
+        self.remove_blobs(digests)
+    }
+
+    /// To be called with the lock held.
+    fn remove_blobs(&self, digests: impl IntoIterator<Item = Digest>) -> Result<(), Error> {
+        let names = self.names()?;
+        let Ok(others) = names.into_iter().map(|name| self.read(name)).collect::<Result<Vec<_>, _>>() else {
+            return Ok(());
+        };
+        let used =
+            |digest: &Digest| others.iter().any(|other| other.manifest.blobs().any(|layer| layer.digest == *digest));
+        for digest in digests.into_iter().filter(|digest| !used(digest)) {
+            let path = self.blob(&digest);
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(Error::Io { path, source }),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn add_text(&self, kind: LayerKind, text: &str) -> Result<Layer, Error> {
+        self.add(kind, &mut text.as_bytes(), TEXT_BYTES_MAX)
+    }
+
+    fn add(&self, kind: LayerKind, source: &mut impl Read, max: u64) -> Result<Layer, Error> {
+        let mut draft = Draft::new(&self.incoming())?;
+        let path = draft.path.clone();
+        let failed = |source| Error::Io { path: path.clone(), source };
+        let limited = &mut source.take(max.saturating_add(1));
+        let (digest, size) = Digest::of_all(limited, |chunk| draft.file.write_all(chunk)).map_err(failed)?;
+        if size > max {
+            return Err(Error::TextTooLong { bytes: size, max });
+        }
+        let blob = self.blob(&digest);
+        if blob.exists() {
+            // Ollama prunes blobs that nobody names and that are old: this one is about to be named.
+            File::options()
+                .write(true)
+                .open(&blob)
+                .and_then(|file| file.set_modified(SystemTime::now()))
+                .map_err(failed)?;
+        } else {
+            draft.publish(&blob)?;
+        }
+        Ok(Layer { media_type: kind.media_type(), digest, size })
+    }
+
+    /// To be called with the lock held.
+    fn put_manifest(&self, name: &ModelName, bytes: &[u8]) -> Result<(), Error> {
+        let mut draft = Draft::new(&self.incoming())?;
+        draft.file.write_all(bytes).map_err(|source| Error::Io { path: draft.path.clone(), source })?;
+        let path = self.manifest_path(name);
+        let mut folder = self.manifests();
+        for part in &name.parts()[..3] {
+            let parent = folder.clone();
+            folder.push(part);
+            match fs::create_dir(&folder) {
+                Ok(()) => sync_folder(&parent).map_err(|source| Error::Io { path: parent, source })?,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(source) => return Err(Error::Io { path: folder, source }),
+            }
+        }
+        draft.publish(&path)
+    }
+
+    /// Removes what an install that did not finish left behind. One that still runs, in another process, writes on.
+    pub(super) fn sweep(&self) -> Result<(), Error> {
+        for name in super::entries(&self.incoming())?.into_iter().filter(|name| name != LOCK_NAME) {
+            let path = self.incoming().join(name);
+            let modified = fs::metadata(&path).and_then(|metadata| metadata.modified());
+            let age = modified.map(|modified| modified.elapsed().unwrap_or_default());
+            let removed = match age {
+                Ok(age) if age > DRAFT_AGE_MAX => fs::remove_file(&path),
+                Ok(_) => Ok(()),
+                Err(error) => Err(error),
+            };
+            match removed {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(Error::Io { path, source }),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A file that is not whole yet. Gone when dropped before it is published.
+struct Draft {
+    path: PathBuf,
+    file: BufWriter<File>,
+    published: bool,
+}
+
+impl Draft {
+    fn new(folder: &Path) -> Result<Self, Error> {
+        let mut random = [0; 8];
+        getrandom::fill(&mut random).expect("the operating system has a random source");
+        let path = folder.join(format!("{:016x}", u64::from_le_bytes(random)));
+        match File::options().write(true).create_new(true).open(&path) {
+            Ok(file) => Ok(Self { path, file: BufWriter::new(file), published: false }),
+            Err(source) => Err(Error::Io { path, source }),
+        }
+    }
+
+    /// Durable once this returns.
+    fn publish(mut self, to: &Path) -> Result<(), Error> {
+        let failed = |source| Error::Io { path: to.to_owned(), source };
+        self.file.flush().map_err(failed)?;
+        self.file.get_ref().sync_all().map_err(failed)?;
+        fs::rename(&self.path, to).map_err(failed)?;
+        self.published = true;
+        sync_folder(to.parent().expect("it is a file in a folder of ours")).map_err(failed)
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if !self.published {
+            // What stays is swept at the next start.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// A rename is durable once its folder is synced, on systems where a folder can be opened.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
+}
+
+fn describe(header: &gguf::Header<'_>) -> Config {
+    let facts = Facts::of(header);
+    let family = facts.as_ref().map_or_else(|| "unknown".to_owned(), |facts| facts.architecture.clone());
+    Config {
+        model_format: "gguf".to_owned(),
+        model_families: Some(vec![family.clone()]),
+        model_family: family,
+        model_type: facts.as_ref().map_or_else(String::new, |facts| human_number(facts.parameters)),
+        file_type: facts.as_ref().map_or_else(|| "unknown".to_owned(), |facts| facts.file_type.to_owned()),
+        // What Ollama writes, whatever the machine: the format it took over wants something there.
+        architecture: "amd64".to_owned(),
+        os: "linux".to_owned(),
+        ..Config::default()
+    }
+}
+
+fn json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).expect("texts and options have text for keys")
+}
+
+/// `7B`, `2.03M`: as Ollama shows a number of parameters.
+fn human_number(number: u64) -> String {
+    const STEPS: [(u64, usize, &str); 2] = [(1_000_000_000, 1, "B"), (1_000_000, 2, "M")];
+    for (step, digits, unit) in STEPS {
+        if number >= step {
+            let digits = if number.is_multiple_of(step) { 0 } else { digits };
+            return format!("{:.digits$}{unit}", number as f64 / step as f64);
+        }
+    }
+    if number >= 1000 { format!("{:.0}K", number as f64 / 1000.0) } else { number.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_counted_as_ollama_counts_them() {
+        for (number, text) in [
+            (7, "7"),
+            (1_500, "2K"),
+            (2_033_408, "2.03M"),
+            (3_000_000, "3M"),
+            (7_000_000_000, "7B"),
+            (8_030_261_248, "8.0B"),
+        ] {
+            assert_eq!(human_number(number), text);
+        }
+    }
+}
