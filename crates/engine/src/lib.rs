@@ -5,7 +5,19 @@
 //! it everything here compiles and nothing runs a model. This crate does not know HTTP clients, nodes or meshes.
 
 mod error;
+pub mod library;
 pub mod runner;
 pub mod text;
+
+mod machine;
+// What decides for `llama`: pure, and tested without it.
+#[cfg(any(feature = "llama", test))]
+mod logits;
+#[cfg(any(feature = "llama", test))]
+mod plan;
+#[cfg(any(feature = "llama", test))]
+mod reuse;
+#[cfg(any(feature = "llama", test))]
+mod window;
 
 pub use error::{Error, Fault};

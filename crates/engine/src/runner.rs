@@ -16,9 +16,15 @@ pub type Token = u32;
 /// Events that may wait for a slow reader. When they do, that request's slot pauses; the others go on.
 pub const EVENTS_MAX: usize = 64;
 
+/// What one step may say of one request: a text and the end. With less room in its channel a request pauses.
+pub const EVENTS_PER_STEP: usize = 2;
+
 /// One model, loaded. Dropping the last handle frees it.
 pub trait Runner: fmt::Debug + Send + Sync {
     fn facts(&self) -> &Facts;
+
+    /// Whether it still can answer anyone.
+    fn is_alive(&self) -> bool;
 
     /// Waits for nothing but the prompt's tokens; the answer follows as events, once a slot is free.
     fn generate(&self, job: Job) -> BoxFuture<'_, Result<Answer, Error>>;
@@ -261,13 +267,13 @@ pub struct Candidate {
 #[derive(Debug)]
 pub struct Answer {
     events: mpsc::Receiver<Result<Event, Error>>,
-    /// Told when a paused request can go on or nobody listens any more.
+    /// Called when a paused request can go on, and when nobody listens any more.
     nudge: Nudge,
     ended: bool,
 }
 
 impl Answer {
-    /// Both ends of an answer. `nudge` is called whenever the reader makes room in a full channel, and at its end.
+    /// Both ends of an answer. `nudge` is called whenever the reader makes room for a paused request, and at its end.
     pub fn channel(nudge: impl Fn() + Send + Sync + 'static) -> (mpsc::Sender<Result<Event, Error>>, Self) {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         (sender, Self { events, nudge: Nudge(Box::new(nudge)), ended: false })
@@ -278,10 +284,10 @@ impl Answer {
         if self.ended {
             return None;
         }
-        let was_full = self.events.len() == self.events.max_capacity();
+        let was_paused = self.events.capacity() < EVENTS_PER_STEP;
         // A sender that is gone without a last word died with its thread.
         let event = self.events.recv().await.unwrap_or(Err(Error::Stopped));
-        if was_full {
+        if was_paused {
             (self.nudge.0)();
         }
         self.ended = !matches!(event, Ok(Event::Text { .. }));

@@ -2,6 +2,8 @@
 
 mod stop;
 mod utf8;
+mod writer;
 
 pub use stop::{Screened, StopStrings};
 pub use utf8::Utf8;
+pub use writer::{Spelled, Writer, Written};
