@@ -14,6 +14,11 @@ pub(crate) trait Disk: Send + Sync {
     /// Bytes this process may still use on the file system of `dir`.
     fn free(&self, dir: &Path) -> io::Result<u64>;
 
+    /// Gives the file blocks for as many bytes, quickly, or refuses to.
+    fn allocate(&self, file: &File, bytes: u64) -> io::Result<()> {
+        fs4::FileExt::allocate(file, bytes)
+    }
+
     /// How much of the log goes into one file: the less, the sooner a purge gives room back; each new one costs writing
     /// it all once and a few syncs.
     fn segment_bytes(&self) -> u64 {

@@ -123,7 +123,7 @@ impl Log {
         let (kv, marks) = folder.open(&disk)?;
         let kv: Arc<dyn KvLog> = Arc::new(kv);
         let (ledger, opened) = Ledger::open(kv.clone(), Box::new(marks), &config.dir, config.cache)?;
-        reserve.take()?;
+        while reserve.take_some()? {}
         let shared = Shared::new(kv, opened, config.cache, Some(reserve), config.dir.clone());
         let writer = Writer::new(ledger, shared.clone());
         let (ops, queue) = queue::queue();
@@ -291,9 +291,10 @@ impl Log {
         let space = reserve.space()?;
         if let Backend::Thread(ops) = &self.backend
             && reserve.could_take(space)
+            && let Ok(room) = self.shared.room.clone().try_acquire_many_owned(OP_BYTES as u32)
         {
-            // A writer that is gone has no use for a reserve.
-            let _ = ops.send(Op::TakeReserve);
+            // A writer that is gone has no use for a reserve, one with a full queue no time for it.
+            let _ = ops.send(Op::TakeReserve { room });
         }
         Ok(space)
     }

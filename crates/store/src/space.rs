@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Write},
+    io::{self, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -15,6 +15,9 @@ use crate::{
 
 /// What a write may take beyond its own bytes: a new segment, and a step of sled's file.
 const SLACK_BYTES: u64 = SEGMENT_BYTES + (1 << 20);
+
+/// What is written of the reserve in one go where it cannot be allocated: making a segment takes as long.
+const STEP_BYTES: u64 = SEGMENT_BYTES;
 
 /// The last of it is for what must not wait for an administrator.
 const VOTE_SLACK_BYTES: u64 = 1 << 20;
@@ -58,7 +61,8 @@ pub(crate) struct Reserve {
     dir: PathBuf,
     bytes: u64,
     disk: Arc<dyn Disk>,
-    held: Mutex<bool>,
+    /// Bytes of it that are there.
+    held: Mutex<u64>,
     /// When there was plenty of room for the last time.
     plenty: Mutex<Option<Instant>>,
 }
@@ -67,9 +71,9 @@ impl Reserve {
     /// Gives the reserve of an earlier run back if the disk is so full that the store could not even be opened.
     pub(crate) fn open(dir: &Path, bytes: u64, disk: Arc<dyn Disk>) -> Result<Reserve, Error> {
         let path = dir.join("reserve");
-        let held = std::fs::metadata(&path).is_ok_and(|found| found.len() == bytes && bytes > 0);
-        let reserve = Reserve { path, dir: dir.into(), bytes, disk, held: Mutex::new(held), plenty: Mutex::new(None) };
-        if reserve.free()? < SLACK_BYTES || !held {
+        let found = std::fs::metadata(&path).map_or(0, |found| found.len());
+        let reserve = Reserve { path, dir: dir.into(), bytes, disk, held: Mutex::new(found), plenty: Mutex::new(None) };
+        if reserve.free()? < SLACK_BYTES || found != bytes {
             reserve.release()?;
         }
         Ok(reserve)
@@ -98,42 +102,64 @@ impl Reserve {
         if self.free()? >= needed { Ok(()) } else { Err(Error::NoSpace { path: self.dir.clone() }) }
     }
 
-    /// Takes the reserve if there is room for it and for some work besides.
-    pub(crate) fn take(&self) -> Result<(), Error> {
+    /// Takes the reserve, or a step of it, if there is room for it and for some work besides. Says whether to go on.
+    pub(crate) fn take_some(&self) -> Result<bool, Error> {
         let mut held = self.held.lock().expect("no holder panics");
-        if *held || self.bytes == 0 || !self.has_room(self.free()?) {
-            return Ok(());
+        if *held == self.bytes || !self.has_room(*held, self.free()?) {
+            return Ok(false);
         }
-        match allocate(&self.path, self.bytes) {
-            Ok(()) => {
-                *held = true;
-                Ok(())
-            }
+        match self.extend(*held) {
+            Ok(len) => *held = len,
             // Somebody else was quicker. It stays low.
-            Err(cause) if cause.kind() == io::ErrorKind::StorageFull => self.remove(),
-            Err(cause) => Err(Error::io("allocate", &self.path, cause)),
+            Err(cause) if cause.kind() == io::ErrorKind::StorageFull => {
+                *held = 0;
+                self.remove()?;
+                return Ok(false);
+            }
+            Err(cause) => return Err(Error::io("allocate", &self.path, cause)),
         }
+        Ok(*held < self.bytes)
     }
 
     pub(crate) fn space(&self) -> Result<Space, Error> {
         let held = *self.held.lock().expect("no holder panics");
         let free = self.free()?;
-        Ok(Space { free, low: if self.bytes > 0 { !held } else { free < SLACK_BYTES } })
+        Ok(Space { free, low: if self.bytes > 0 { held < self.bytes } else { free < SLACK_BYTES } })
     }
 
     /// Whether taking the reserve is worth a try.
     pub(crate) fn could_take(&self, space: Space) -> bool {
-        space.low && self.bytes > 0 && self.has_room(space.free)
+        space.low && self.bytes > 0 && self.has_room(*self.held.lock().expect("no holder panics"), space.free)
     }
 
-    /// Room for twice the slack, so that the reserve is not given back with the next write.
-    fn has_room(&self, free: u64) -> bool {
-        free >= self.bytes.saturating_add(2 * SLACK_BYTES)
+    /// Room for the rest and twice the slack, so that the reserve is not given back with the next write.
+    fn has_room(&self, held: u64, free: u64) -> bool {
+        free >= (self.bytes - held).saturating_add(2 * SLACK_BYTES)
+    }
+
+    /// Blocks, not just a length. File systems that cannot allocate get zeros written, a step at a time. Returns how long
+    /// the file is now.
+    fn extend(&self, held: u64) -> io::Result<u64> {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(&self.path)?;
+        let len = match self.disk.allocate(&file, self.bytes) {
+            Ok(()) => self.bytes,
+            Err(cause) if cause.kind() == io::ErrorKind::StorageFull => return Err(cause),
+            Err(_) => {
+                let len = self.bytes.min(held + STEP_BYTES);
+                file.seek(SeekFrom::Start(held))?;
+                fill(&mut file, len - held)?;
+                len
+            }
+        };
+        file.set_len(len)?;
+        file.sync_all()?;
+        sync_dir(&self.dir)?;
+        Ok(len)
     }
 
     fn release(&self) -> Result<(), Error> {
         let mut held = self.held.lock().expect("no holder panics");
-        *held = false;
+        *held = 0;
         self.remove()
     }
 
@@ -148,18 +174,6 @@ impl Reserve {
     fn free(&self) -> Result<u64, Error> {
         self.disk.free(&self.dir).map_err(|cause| Error::io("measure the free space of", &self.dir, cause))
     }
-}
-
-/// Blocks, not just a length. File systems that cannot allocate get zeros written.
-fn allocate(path: &Path, bytes: u64) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
-    match fs4::FileExt::allocate(&file, bytes) {
-        Ok(()) => file.set_len(bytes)?,
-        Err(cause) if cause.kind() == io::ErrorKind::StorageFull => return Err(cause),
-        Err(_) => fill(&mut file, bytes)?,
-    }
-    file.sync_all()?;
-    sync_dir(path.parent().expect("a file stands in a folder"))
 }
 
 fn fill(file: &mut File, mut bytes: u64) -> io::Result<()> {

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     Error, Record,
     ledger::{Batch, Ledger},
+    space::Reserve,
 };
 
 pub(super) type Done = Box<dyn FnOnce(Result<(), Error>) + Send>;
@@ -41,7 +42,7 @@ pub(super) enum Op {
     Committed { value: Vec<u8>, room: Room },
     Truncate { last: Option<u64>, done: Done, room: Room },
     Purge { index: u64, meta: Vec<u8>, done: Done, room: Room },
-    TakeReserve,
+    TakeReserve { room: Room },
     Close { done: Done },
 }
 
@@ -52,6 +53,8 @@ pub(super) struct Writer {
     committed: Option<Vec<u8>>,
     /// Since when something waits to be settled.
     unsettled: Option<Instant>,
+    /// The reserve is to be taken, or the rest of it.
+    reserving: bool,
 }
 
 /// The batch before: what tells how many will come soon.
@@ -85,7 +88,7 @@ type Replies = Vec<(Done, Result<(), Error>)>;
 
 impl Writer {
     pub(super) fn new(ledger: Ledger, shared: Arc<Shared>) -> Writer {
-        Writer { ledger: Some(ledger), shared, committed: None, unsettled: None }
+        Writer { ledger: Some(ledger), shared, committed: None, unsettled: None, reserving: false }
     }
 
     /// The thread's life: until the log is closed, or nobody holds it any more.
@@ -113,8 +116,16 @@ impl Writer {
         let _ = self.close();
     }
 
-    /// Waits for the next operation. What was left for a quiet moment is done if there is one.
+    /// Waits for the next operation. What was left for a quiet moment is done if there is one; of the reserve a step is
+    /// taken between two batches in any case, and no more of it.
     fn next(&mut self, queue: &Receiver<Op>) -> Waited {
+        while self.reserving {
+            self.reserving = self.take_reserve();
+            match queue.wait_for(1, Some(Duration::ZERO)) {
+                Waited::Fewer => {}
+                waited => return waited,
+            }
+        }
         if self.unsettled.is_some() {
             match queue.wait_for(1, Some(IDLE)) {
                 // A failure has stopped the store, and whoever comes next is told.
@@ -162,10 +173,9 @@ impl Writer {
                     replies.push((done, result));
                     drop(room);
                 }
-                Op::TakeReserve => {
-                    if let Some(Err(cause)) = self.shared.reserve.as_ref().map(|reserve| reserve.take()) {
-                        tracing::warn!(error = %cause, "the reserve could not be taken");
-                    }
+                Op::TakeReserve { room } => {
+                    self.reserving = true;
+                    drop(room);
                 }
                 Op::Close { done } => {
                     self.write(&mut batch, &mut replies);
@@ -202,6 +212,15 @@ impl Writer {
             self.shared.fail(cause);
         }
         result
+    }
+
+    /// Says whether there is more of it to take.
+    fn take_reserve(&self) -> bool {
+        let taken = self.shared.reserve.as_ref().map_or(Ok(false), Reserve::take_some);
+        taken.unwrap_or_else(|cause| {
+            tracing::warn!(error = %cause, "the reserve could not be taken");
+            false
+        })
     }
 
     fn close(&mut self) -> Result<(), Error> {
