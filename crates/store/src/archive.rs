@@ -143,7 +143,7 @@ fn fill(dir: &Path, input: impl Read) -> Result<(), Error> {
     for name in &header.snapshots {
         snapshot::write(&dir.join(SNAPSHOTS), name, &input.frame(usize::MAX)?)?;
     }
-    ledger.settle()?;
+    ledger.settle(None)?;
     input.finish()
 }
 

@@ -25,9 +25,10 @@ pub(crate) trait Disk: Send + Sync {
         SEGMENT_BYTES
     }
 
-    /// Records up to this index have been handed to the file system; the next sync has to cover them.
-    fn wrote(&self, last: u64) {
-        let _ = last;
+    /// What `path` says of the log up to the record `last` has been handed to the file system; the file's next sync has
+    /// to cover it.
+    fn wrote(&self, path: &Path, last: Option<u64>) {
+        let _ = (path, last);
     }
 }
 

@@ -11,13 +11,13 @@ use std::{
 
 use crate::{
     Error,
-    disk::{Disk, Os, sync_dir, write_atomically},
+    disk::{Disk, sync_dir, write_atomically},
     kv::{segment::SegmentLog, values::Values},
-    mark::{Found, MarkFile, Marks},
+    mark::{self, Found, MarkFile},
 };
 
 /// Raised when an older release could no longer make sense of the folder.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 const FORMAT_PREFIX: &str = "omx store ";
 
 pub(crate) struct Folder {
@@ -41,9 +41,9 @@ impl Folder {
 
     /// Opens log and mark. sled's files from an unfinished making are put aside, once it is plain that they are that.
     pub(crate) fn open(&self, disk: &Arc<dyn Disk>) -> Result<(SegmentLog, MarkFile), Error> {
-        let mut mark = MarkFile::open(&self.mark(), disk.clone())?;
         // Judged before sled is let near the folder, since opening writes to it.
-        match mark.read()? {
+        let found = mark::look(&self.mark())?;
+        match found {
             Found::Missing => return Err(Error::damaged(&self.mark(), "it is missing")),
             Found::Unreadable => return Err(Error::damaged(&self.mark(), "none of its slots can be read")),
             Found::Mark(_) if !self.sled().join("db").exists() => {
@@ -55,7 +55,7 @@ impl Folder {
             Found::Mark(_) | Found::Blank => {}
         }
         let values = match Values::open(&self.sled(), disk.clone()) {
-            Err(Error::Damaged { .. }) if matches!(mark.read()?, Found::Blank) => {
+            Err(Error::Damaged { .. }) if matches!(found, Found::Blank) => {
                 let aside = self.dir.join("unfinished");
                 let set_aside = || {
                     remove_dir(&aside)?;
@@ -69,7 +69,7 @@ impl Folder {
         };
         let log = SegmentLog::open(&self.segments(), values, disk.clone())?;
         sync_dir(&self.dir).map_err(|cause| Error::io("sync", &self.dir, cause))?;
-        Ok((log, mark))
+        Ok((log, MarkFile::open(&self.mark(), disk.clone())?))
     }
 
     fn check_format(&self, text: &str) -> Result<(), Error> {
@@ -87,7 +87,7 @@ impl Folder {
 
     fn create(&self) -> Result<(), Error> {
         fs::create_dir_all(&self.dir).map_err(|cause| Error::io("create", &self.dir, cause))?;
-        let marked = match MarkFile::open(&self.mark(), Arc::new(Os))?.read()? {
+        let marked = match mark::look(&self.mark())? {
             Found::Missing | Found::Blank => false,
             Found::Mark(_) | Found::Unreadable => true,
         };

@@ -1,10 +1,11 @@
 //! The one owner of the log's state: opens it, judges what it finds, and makes changes durable in the order that lets
 //! every power cut be judged. Synchronous; a thread or a simulation drives it.
 //!
-//! The order is what carries the promises. Appending: entries durable, then the acknowledgement, then, in a quiet moment,
-//! the mark raised. Truncating and purging: the mark changed first, then entries removed. So entries up to the mark are
-//! there, in full and unchanged, after any power cut; where they are not, something else has happened to the disk. Those
-//! beyond it were durable too, unless they are a torn batch at the very end, which the home of the entries tells apart.
+//! The order is what carries the promises. Appending: entries and mark durable, at the same time and in either order,
+//! then the acknowledgement. Truncating and purging: the mark changed first, then entries removed. A mark names the end it
+//! was raised to and the end that was durable before, so after any power cut the log reaches the one, or ends at the other
+//! and nobody was told of more; where it does neither, something else has happened to the disk. Entries beyond the mark
+//! were durable too, unless they are a torn batch at the very end, which the home of the entries tells apart.
 
 use std::{
     path::{Path, PathBuf},
@@ -18,14 +19,18 @@ use crate::{
     record::{Base, Entry, Hash, Vote},
 };
 
+#[cfg(test)]
+mod tests;
+
 /// Bytes of records checked in one go at opening.
 const SCAN_BYTES: usize = 1 << 20;
 
 pub(crate) struct Ledger {
     kv: Arc<dyn KvLog>,
     marks: Box<dyn Marks>,
-    /// What is durable, and also what the mark file says once `settle` has returned.
+    /// What is durable between two operations, and what the mark file says of it.
     mark: Mark,
+    /// Nothing waits for a quiet moment.
     settled: bool,
     path: PathBuf,
 }
@@ -51,10 +56,10 @@ pub(crate) struct Batch {
 
 impl Ledger {
     /// Judges what is there: an end that is whole is kept even if it was never acknowledged; anything that does not join
-    /// up from base to end, or ends before the mark, is damage, and nothing is touched.
+    /// up from base to end, or ends where the mark knows of more, is damage, and nothing is touched.
     pub(crate) fn open(
         kv: Arc<dyn KvLog>,
-        mut marks: Box<dyn Marks>,
+        marks: Box<dyn Marks>,
         path: &Path,
         tail_bytes: usize,
     ) -> Result<(Ledger, Opened), Error> {
@@ -69,15 +74,15 @@ impl Ledger {
         let purged = base.as_ref().is_some_and(|base| base.purged.is_some());
         let in_use = purged || vote.is_some() || committed.is_some() || kv.last_index()?.is_some();
         let mark = match marks.read()? {
-            Found::Mark(mark) => mark,
+            Found::Mark(mark) => *mark,
             Found::Blank if !in_use => Mark::default(),
             Found::Blank => return Err(damaged("the mark file is blank, the log is not".into())),
             Found::Missing => return Err(damaged("the mark file is missing".into())),
             Found::Unreadable => return Err(damaged("no slot of the mark file can be read".into())),
         };
 
-        // A purge is in the mark before it is in the log; a vote is in the log before it is in the mark. The further
-        // base and the newer vote are each the one that may have been acknowledged.
+        // A purge is in the mark before it is in the log; a vote is in one of them first, whichever. The further base and
+        // the newer vote are each the one that may have been acknowledged.
         let base = match base {
             Some(base) if base.purged == mark.base.purged && base.hash != mark.base.hash => {
                 return Err(damaged("log and mark disagree on what was purged".into()));
@@ -97,11 +102,14 @@ impl Ledger {
         if let Some((index, hash)) = mark.last.filter(|(index, _)| Some(*index) > base.purged) {
             match walk.at_mark {
                 Some(found) if found == hash => {}
-                Some(_) => return Err(damaged(format!("record `{index}` is not the one that was acknowledged"))),
+                Some(_) => return Err(damaged(format!("record `{index}` is not the one that was written"))),
+                // The power went while the newest batch was written, and its mark was the quicker.
+                None if walk.last == mark.before => {
+                    let path = path.display();
+                    tracing::warn!(%path, "the power went while records up to `{index}` were written, {good} are there");
+                }
                 None => {
-                    return Err(damaged(format!(
-                        "records up to `{index}` were acknowledged, {good} are there in order"
-                    )));
+                    return Err(damaged(format!("records up to `{index}` were written, {good} are there in order")));
                 }
             }
         }
@@ -126,14 +134,14 @@ impl Ledger {
             committed,
             base: base.clone(),
         };
-        let mark = Mark { seq: mark.seq, last: walk.last, base, vote };
+        let mark = Mark { seq: mark.seq, last: walk.last, before: walk.last, base, vote };
         let mut ledger = Ledger { kv, marks, mark, settled: true, path: path.into() };
         ledger.raise()?;
         Ok((ledger, opened))
     }
 
-    /// Everything in the batch is durable on return, but for what is committed, in whatever order it is found after a power
-    /// cut before that.
+    /// Everything in the batch is durable on return, and the mark with it, but for what is committed. What a power cut
+    /// before that leaves is a part of it, of each record all or nothing.
     pub(crate) fn write(&mut self, batch: Batch) -> Result<(), Error> {
         let mut changes = Vec::new();
         let mut tip = self.tip();
@@ -147,7 +155,6 @@ impl Ledger {
         if last.is_some() {
             changes.push(Change::Append(entries));
         }
-        let voted = batch.vote.is_some();
         if let Some(bytes) = batch.vote {
             let seq = self.mark.vote.as_ref().map_or(0, |vote| vote.seq) + 1;
             let vote = Vote { seq, bytes };
@@ -157,17 +164,22 @@ impl Ledger {
         if let Some(committed) = batch.committed {
             changes.push(Change::Put(Key::Committed, seal(Key::Committed, &committed)));
         }
-        self.kv.commit(changes)?;
+        self.mark.before = self.mark.last;
         self.mark.last = last.or(self.mark.last);
         self.settled = false;
-        if voted { self.raise() } else { Ok(()) }
+        self.raise_beside(|kv| kv.commit(changes))
     }
 
-    /// Makes the mark say what is durable, and durable what could wait for this.
-    pub(crate) fn settle(&mut self) -> Result<(), Error> {
+    /// Makes durable what could wait for a quiet moment: what is committed, and that the newest batch no longer is one that
+    /// a power cut may have kept from the disk.
+    pub(crate) fn settle(&mut self, committed: Option<Vec<u8>>) -> Result<(), Error> {
+        if let Some(committed) = committed {
+            self.kv.commit(vec![Change::Put(Key::Committed, seal(Key::Committed, &committed))])?;
+            self.settled = false;
+        }
         if !self.settled {
-            self.kv.settle()?;
-            self.raise()?;
+            self.mark.before = self.mark.last;
+            self.raise_beside(|kv| kv.settle())?;
             self.settled = true;
         }
         Ok(())
@@ -205,9 +217,19 @@ impl Ledger {
         self.kv.commit(vec![base, Change::DropTo(index)])
     }
 
+    /// Writes a mark up to which all is durable.
     fn raise(&mut self) -> Result<(), Error> {
+        self.mark.before = self.mark.last;
+        self.raise_beside(|_| Ok(()))
+    }
+
+    /// Writes the mark while the step is done. Both are durable on return; after an error neither can be counted on.
+    fn raise_beside(&mut self, step: impl FnOnce(&dyn KvLog) -> Result<(), Error>) -> Result<(), Error> {
         self.mark.seq += 1;
-        self.marks.write(&self.mark)
+        self.marks.begin(self.mark.clone())?;
+        let stepped = step(&*self.kv);
+        let raised = self.marks.finish();
+        stepped.and(raised)
     }
 
     fn tip(&self) -> Hash {

@@ -1,14 +1,19 @@
-//! The high-water mark: a small file that says how far the log was durable when it was last quiet.
+//! The high-water mark: a small file that says how far the log reaches.
 //!
-//! Without it a log that lost its end looks like a log that never had one. It lies in blocks that were allocated and
-//! synced when the store was made, so that syncing it moves no metadata. Two slots are written in turn; a power cut
-//! can tear the one being written, and leaves the other.
+//! Without it a log that lost its end looks like a log that never had one. It is synced at the same time as the batch it
+//! speaks of, and both before the acknowledgement; so it names two ends, the one being written and the one that was
+//! durable before. It lies in blocks that were allocated and synced when the store was made, so that syncing it moves no
+//! metadata. Two slots are written in turn; a power cut can tear the one being written, and leaves the other.
 
 use std::{
     fs::{File, OpenOptions},
-    io::{Read, Seek, SeekFrom, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread::{self, JoinHandle},
 };
 
 use serde::{Deserialize, Serialize};
@@ -19,23 +24,26 @@ use crate::{
     record::{Base, Hash, Vote},
 };
 
-/// One sector of any disk in use, and one page of memory.
+/// One page of memory, and a whole number of sectors of any disk in use.
 const SLOT_BYTES: usize = 4096;
 const SLOTS: u64 = 2;
 const CHECKSUM_BYTES: usize = 32;
 
-/// What was durable when the mark was made.
+/// How far the log reaches, and what stands beside it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Mark {
     /// Of two slots the higher counts.
     pub(crate) seq: u64,
+    /// The last record, once the batch that was written beside this mark is durable.
     pub(crate) last: Option<(u64, Hash)>,
+    /// The last record that was durable when this mark was begun.
+    pub(crate) before: Option<(u64, Hash)>,
     pub(crate) base: Base,
     pub(crate) vote: Option<Vote>,
 }
 
 impl codec::Record for Mark {
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
     const LIMIT: usize = SLOT_BYTES - CHECKSUM_BYTES - 2;
 }
 
@@ -45,20 +53,34 @@ pub(crate) enum Found {
     Missing,
     /// Never written: the store's making was not finished.
     Blank,
-    Mark(Mark),
+    Mark(Box<Mark>),
     Unreadable,
 }
 
 pub(crate) trait Marks: Send {
-    fn read(&mut self) -> Result<Found, Error>;
+    fn read(&self) -> Result<Found, Error>;
 
-    /// Durable on return.
-    fn write(&mut self, mark: &Mark) -> Result<(), Error>;
+    /// Begins to write a mark. `finish` has to follow before the next one.
+    fn begin(&mut self, mark: Mark) -> Result<(), Error>;
+
+    /// The mark begun last is durable on return.
+    fn finish(&mut self) -> Result<(), Error>;
 }
 
+/// The file with a thread of its own, so that a mark is written and synced while the log is.
 pub(crate) struct MarkFile {
     path: PathBuf,
-    file: Option<File>,
+    /// Holds one mark at most, as `finish` waits for its result.
+    marks: SyncSender<Mark>,
+    results: Receiver<Result<(), Error>>,
+    /// Taken when it ends.
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the thread holds.
+struct Slots {
+    path: PathBuf,
+    file: File,
     disk: Arc<dyn Disk>,
 }
 
@@ -74,37 +96,73 @@ impl MarkFile {
     }
 
     pub(crate) fn open(path: &Path, disk: Arc<dyn Disk>) -> Result<MarkFile, Error> {
-        let file = match OpenOptions::new().read(true).write(true).open(path) {
-            Ok(file) => Some(file),
-            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => None,
-            Err(cause) => return Err(Error::io("open", path, cause)),
+        let failed = |cause| Error::io("open", path, cause);
+        let file = OpenOptions::new().write(true).open(path).map_err(failed)?;
+        let mut slots = Slots { path: path.into(), file, disk };
+        let (marks, handed) = sync_channel(1);
+        let (done, results) = sync_channel(1);
+        let run = move || {
+            // Whoever no longer wants the result sends no other mark.
+            handed.iter().all(|mark| done.send(slots.write(&mark)).is_ok());
         };
-        Ok(MarkFile { path: path.into(), file, disk })
+        let thread = thread::Builder::new().name("store-mark".into()).spawn(run).map_err(failed)?;
+        Ok(MarkFile { path: path.into(), marks, results, thread: Some(thread) })
+    }
+
+    fn gone(&self) -> Error {
+        Error::damaged(&self.path, "its writer panicked")
     }
 }
 
+/// What the mark file at `path` shows.
+pub(crate) fn look(path: &Path) -> Result<Found, Error> {
+    let failed = |cause| Error::io("read", path, cause);
+    let file = match File::open(path) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Found::Missing),
+        opened => opened.map_err(failed)?,
+    };
+    let mut bytes = Vec::new();
+    file.take(SLOTS * SLOT_BYTES as u64).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.iter().all(|byte| *byte == 0) {
+        return Ok(Found::Blank);
+    }
+    let newest = bytes.chunks(SLOT_BYTES).filter_map(unseal).max_by_key(|mark| mark.seq);
+    Ok(newest.map_or(Found::Unreadable, |mark| Found::Mark(mark.into())))
+}
+
 impl Marks for MarkFile {
-    fn read(&mut self) -> Result<Found, Error> {
-        let Some(file) = &mut self.file else { return Ok(Found::Missing) };
-        let mut bytes = Vec::new();
-        file.seek(SeekFrom::Start(0))
-            .and_then(|_| file.take(SLOTS * SLOT_BYTES as u64).read_to_end(&mut bytes))
-            .map_err(|cause| Error::io("read", &self.path, cause))?;
-        if bytes.iter().all(|byte| *byte == 0) {
-            return Ok(Found::Blank);
-        }
-        let newest = bytes.chunks(SLOT_BYTES).filter_map(unseal).max_by_key(|mark| mark.seq);
-        Ok(newest.map_or(Found::Unreadable, Found::Mark))
+    fn read(&self) -> Result<Found, Error> {
+        look(&self.path)
     }
 
+    fn begin(&mut self, mark: Mark) -> Result<(), Error> {
+        self.marks.send(mark).map_err(|_| self.gone())
+    }
+
+    fn finish(&mut self) -> Result<(), Error> {
+        self.results.recv().unwrap_or_else(|_| Err(self.gone()))
+    }
+}
+
+impl Drop for MarkFile {
+    fn drop(&mut self) {
+        // Without a sender the thread ends.
+        self.marks = sync_channel(0).0;
+        // If it panicked, whoever waited for the mark was told.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+impl Slots {
     fn write(&mut self, mark: &Mark) -> Result<(), Error> {
-        let Some(file) = &mut self.file else {
-            return Err(Error::damaged(&self.path, "the mark file is missing"));
-        };
         let slot = seal(mark)?;
-        file.seek(SeekFrom::Start(mark.seq % SLOTS * SLOT_BYTES as u64))
-            .and_then(|_| file.write_all(&slot))
-            .and_then(|()| self.disk.sync(file, &self.path))
+        self.file
+            .seek(SeekFrom::Start(mark.seq % SLOTS * SLOT_BYTES as u64))
+            .and_then(|_| self.file.write_all(&slot))
+            .and_then(|()| {
+                self.disk.wrote(&self.path, mark.last.map(|(index, _)| index));
+                self.disk.sync(&self.file, &self.path)
+            })
             .map_err(|cause| Error::io("write", &self.path, cause))
     }
 }
@@ -145,7 +203,8 @@ mod tests {
         let bytes = vec![7; crate::META_BYTES_MAX];
         let vote = Some(Vote { seq: u64::MAX, bytes: bytes.clone() });
         let base = Base { purged: Some(u64::MAX), meta: bytes, hash: [255; 32] };
-        let mark = Mark { seq: u64::MAX, last: Some((u64::MAX, [255; 32])), base, vote };
+        let end = Some((u64::MAX, [255; 32]));
+        let mark = Mark { seq: u64::MAX, last: end, before: end, base, vote };
         assert_eq!(unseal(&seal(&mark).unwrap()), Some(mark));
     }
 

@@ -107,12 +107,16 @@ impl KvLog for Mounted {
 }
 
 impl Marks for Mounted {
-    fn read(&mut self) -> Result<Found, Error> {
-        Ok(self.platter()?.mark.clone().map_or(Found::Blank, Found::Mark))
+    fn read(&self) -> Result<Found, Error> {
+        Ok(self.platter()?.mark.clone().map_or(Found::Blank, |mark| Found::Mark(mark.into())))
     }
 
-    fn write(&mut self, mark: &Mark) -> Result<(), Error> {
-        self.platter()?.mark = Some(mark.clone());
+    fn begin(&mut self, mark: Mark) -> Result<(), Error> {
+        self.platter()?.mark = Some(mark);
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<(), Error> {
         Ok(())
     }
 }

@@ -105,7 +105,7 @@ impl SegmentLog {
         }
         let at = tip.segment.write(&pages)?;
         if let Step::Append(entries) = &step {
-            entries.last().into_iter().for_each(|last| self.disk.wrote(last.record.index));
+            self.disk.wrote(&tip.segment.path, entries.last().map(|last| last.record.index));
         }
         tip.segment.sync(&*self.disk)?;
         self.contents().apply(&step, tip.segment.number, tip.batch, at, pages.len());

@@ -27,10 +27,10 @@ pub(super) type Room = OwnedSemaphorePermit;
 /// Operations that go into one batch. Their bytes are bounded by the queue.
 const BATCH_OPS: usize = 4096;
 
-/// How long nothing may be asked for until what could wait is settled, so that the mark is up to date when it is quiet.
+/// How long nothing may be asked for until what could wait is settled.
 const IDLE: Duration = Duration::from_millis(20);
 
-/// How long the mark may lag behind when it is never quiet.
+/// How long what could wait does when it is never quiet.
 const SETTLE_AFTER: Duration = Duration::from_secs(1);
 
 /// When nobody has come back for this long, nobody will soon.
@@ -140,12 +140,7 @@ impl Writer {
     fn settle(&mut self) -> Result<(), Error> {
         self.unsettled = None;
         let committed = self.committed.take();
-        self.attempt(|ledger| {
-            if committed.is_some() {
-                ledger.write(Batch { committed, ..Batch::default() })?;
-            }
-            ledger.settle()
-        })
+        self.attempt(|ledger| ledger.settle(committed))
     }
 
     /// Does the operations in order and returns what to tell whom. After a failure they all get an error.

@@ -147,7 +147,7 @@ fn a_log_with_other_records_under_the_same_indexes_is_damage() {
     }
     fs::copy(one.join("mark"), other.join("mark")).unwrap();
     let refused = Log::open(config(&other)).unwrap_err();
-    assert!(refused.to_string().contains("not the one that was acknowledged"), "{refused}");
+    assert!(refused.to_string().contains("not the one that was written"), "{refused}");
 }
 
 #[test]
@@ -201,10 +201,10 @@ fn an_older_format_is_refused_with_nothing_touched() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("log");
     acknowledged(&dir);
-    fs::write(dir.join("format"), "omx store 1\n").unwrap();
+    fs::write(dir.join("format"), "omx store 2\n").unwrap();
     let before = contents(&dir);
     let refused = Log::open(config(&dir)).unwrap_err();
-    assert!(refused.to_string().contains("format `1`"), "{refused}");
+    assert!(refused.to_string().contains("format `2`"), "{refused}");
     assert_untouched(&before, &dir);
 }
 
@@ -213,10 +213,10 @@ fn a_newer_format_is_refused_with_nothing_touched() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("log");
     acknowledged(&dir);
-    fs::write(dir.join("format"), "omx store 3\n").unwrap();
+    fs::write(dir.join("format"), "omx store 4\n").unwrap();
     let before = contents(&dir);
     let refused = Log::open(config(&dir)).unwrap_err();
-    assert!(matches!(refused, Error::TooNew { found: 3, known: 2, .. }));
+    assert!(matches!(refused, Error::TooNew { found: 4, known: 3, .. }));
     assert_eq!(refused.hint(), Some("update this node"));
     assert_untouched(&before, &dir);
 }

@@ -6,7 +6,8 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Condvar, Mutex},
+    time::Duration,
 };
 
 use super::rig::{Dice, append, copy_dir, records, wait};
@@ -79,12 +80,18 @@ struct Fragile {
     images: PathBuf,
     state: Mutex<State>,
     told: Arc<Mutex<Told>>,
+    /// Something other than the mark was synced.
+    other: Condvar,
 }
 
 struct State {
     dice: Dice,
     synced: BTreeMap<PathBuf, Vec<u8>>,
+    /// Another thread writes the mark, so its file may not be looked at whenever the power goes.
+    mark: Vec<u8>,
     cuts: Vec<Cut>,
+    /// How often something other than the mark was synced.
+    others: u64,
 }
 
 impl State {
@@ -109,11 +116,11 @@ impl Fragile {
         }
         let dir = self.images.join(state.cuts.len().to_string());
         copy_dir(&self.live, &dir);
-        let State { dice, synced, .. } = &mut *state;
+        let State { dice, synced, mark, .. } = &mut *state;
         for (path, synced) in synced {
             let file = dir.join(path.strip_prefix(&self.live).unwrap());
             let grain = if path.ends_with("sled/db") { PAGE_BYTES } else { SECTOR_BYTES };
-            match fs::read(path) {
+            match if is_mark(path) { Ok(mark.clone()) } else { fs::read(path) } {
                 Ok(now) => fs::write(file, blend(synced, &now, grain, dice)).unwrap(),
                 Err(_) if dice.below(4) == 0 => fs::write(file, synced).unwrap(),
                 Err(_) => {}
@@ -124,12 +131,34 @@ impl Fragile {
     }
 }
 
+fn is_mark(path: &Path) -> bool {
+    path.ends_with("mark")
+}
+
 impl Disk for Fragile {
+    /// The mark is as often durable before what is written beside it as it is after that, where anything is. The power
+    /// goes while the log's own thread is here, so that nothing but the mark changes meanwhile.
     fn sync(&self, _file: &File, path: &Path) -> io::Result<()> {
+        if is_mark(path) {
+            let mut state = self.state.lock().unwrap();
+            let (late, others) = (state.dice.below(2) == 0, state.others);
+            if late {
+                let alone = Duration::from_millis(2);
+                state = self.other.wait_timeout_while(state, alone, |state| state.others == others).unwrap().0;
+            }
+            let now = state.mark.clone();
+            state.synced.insert(path.into(), now);
+            return Ok(());
+        }
         let now = fs::read(path)?;
         self.maybe_cut();
-        self.state.lock().unwrap().synced.insert(path.into(), now);
+        {
+            let mut state = self.state.lock().unwrap();
+            state.synced.insert(path.into(), now);
+            state.others += 1;
+        }
         self.maybe_cut();
+        self.other.notify_all();
         Ok(())
     }
 
@@ -141,8 +170,12 @@ impl Disk for Fragile {
         Os.free(dir)
     }
 
-    fn wrote(&self, _last: u64) {
-        self.maybe_cut();
+    fn wrote(&self, path: &Path, _last: Option<u64>) {
+        if is_mark(path) {
+            self.state.lock().unwrap().mark = fs::read(path).unwrap();
+        } else {
+            self.maybe_cut();
+        }
     }
 }
 
@@ -288,8 +321,15 @@ fn no_power_cut_loses_what_was_acknowledged_or_keeps_the_store_from_opening() {
         let fragile = Arc::new(Fragile {
             live: dir.path().join("live"),
             images: dir.path().join("images"),
-            state: Mutex::new(State { dice: Dice::from(dice.roll()), synced: BTreeMap::new(), cuts: Vec::new() }),
+            state: Mutex::new(State {
+                dice: Dice::from(dice.roll()),
+                synced: BTreeMap::new(),
+                mark: Vec::new(),
+                cuts: Vec::new(),
+                others: 0,
+            }),
             told: told.clone(),
+            other: Condvar::new(),
         });
         // Half of the lives begin in a store that has been open before.
         for _ in 0..1 + life % 2 {

@@ -1,7 +1,9 @@
 //! What the tests stand on: a ground to open logs on, and an executor that is nobody's runtime.
 
 use std::{
+    fs::File,
     future::Future,
+    io,
     ops::RangeInclusive,
     path::Path,
     pin::pin,
@@ -12,7 +14,10 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::{Config, Error, Log, MemoryDisk, Record, Worker};
+use crate::{
+    Config, Error, Log, MemoryDisk, Record, Worker,
+    disk::{Disk, Os},
+};
 
 /// Runs a future without any runtime, which shows that the log needs none.
 pub(crate) fn wait<F: Future>(future: F) -> F::Output {
@@ -71,6 +76,23 @@ impl Open {
     pub(crate) fn close(self) {
         wait(self.log.close()).unwrap();
         self.worker.into_iter().for_each(Worker::join);
+    }
+}
+
+/// A disk with segments so small that a few batches fill one, for tests that lose data by their own hand: it syncs nothing.
+pub(crate) struct Small;
+
+impl Disk for Small {
+    fn sync(&self, _file: &File, _path: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn free(&self, dir: &Path) -> io::Result<u64> {
+        Os.free(dir)
+    }
+
+    fn segment_bytes(&self) -> u64 {
+        16 << 10
     }
 }
 

@@ -4,27 +4,9 @@ use std::{fs, path::Path, sync::Arc};
 
 use super::*;
 use crate::{
-    disk::Os,
     record::{Hash, Record},
-    tests::rig::{Dice, copy_dir, records},
+    tests::rig::{Dice, Small, copy_dir, records},
 };
-
-/// A disk with segments so small that a few batches fill one.
-struct Small;
-
-impl Disk for Small {
-    fn sync(&self, file: &fs::File, path: &Path) -> std::io::Result<()> {
-        Os.sync(file, path)
-    }
-
-    fn free(&self, dir: &Path) -> std::io::Result<u64> {
-        Os.free(dir)
-    }
-
-    fn segment_bytes(&self) -> u64 {
-        16 << 10
-    }
-}
 
 fn open(dir: &Path) -> Result<SegmentLog, Error> {
     let disk = Arc::new(Small);
