@@ -35,13 +35,14 @@ const LAYERS: [(&str, u8); 12] = [
 const TOOLS: [&str; 2] = ["testnet", "xtask"];
 
 /// A heavy dependency, with what is published beside it under its name, and the only crates that may use it.
-const FENCES: [(&str, &[&str]); 8] = [
+const FENCES: [(&str, &[&str]); 9] = [
     ("axum", &["gateway"]),
     ("bincode", &["codec"]),
     ("clap", &["omx", "xtask"]),
     ("libp2p", &["net"]),
     ("llama-cpp-2", &["engine"]),
     ("llama-cpp-sys-2", &["engine"]),
+    ("minijinja", &["engine"]),
     // `testkit` drives it on its virtual clock; no type of it is in what `cluster` offers.
     ("openraft", &["cluster", "testkit"]),
     ("sled", &["store"]),

@@ -4,6 +4,7 @@
 //! The pure parts know no model and no clock. Only `llama`, behind the feature of that name, knows llama.cpp; without
 //! it everything here compiles and nothing runs a model. This crate does not know HTTP clients, nodes or meshes.
 
+pub mod chat;
 mod error;
 pub mod library;
 pub mod runner;
