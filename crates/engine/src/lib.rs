@@ -7,6 +7,8 @@
 pub mod chat;
 mod error;
 pub mod library;
+#[cfg(feature = "llama")]
+mod llama;
 pub mod runner;
 pub mod text;
 
@@ -22,3 +24,5 @@ mod reuse;
 mod window;
 
 pub use error::{Error, Fault};
+#[cfg(feature = "llama")]
+pub use llama::{Config, Llama};

@@ -284,10 +284,11 @@ impl Answer {
         if self.ended {
             return None;
         }
-        let was_paused = self.events.capacity() < EVENTS_PER_STEP;
         // A sender that is gone without a last word died with its thread.
         let event = self.events.recv().await.unwrap_or(Err(Error::Stopped));
-        if was_paused {
+        // Looked at afterwards: once the request has paused, exactly one reader's step takes the room from too little to
+        // just enough, and it is seen here since nothing is added meanwhile.
+        if self.events.capacity() <= EVENTS_PER_STEP {
             (self.nudge.0)();
         }
         self.ended = !matches!(event, Ok(Event::Text { .. }));

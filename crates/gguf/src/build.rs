@@ -73,6 +73,11 @@ impl File {
         self.array(key, 4, numbers.len(), elements)
     }
 
+    pub fn i32s(self, key: &str, numbers: &[i32]) -> Self {
+        let elements = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        self.array(key, 5, numbers.len(), elements)
+    }
+
     pub fn texts(self, key: &str, texts: &[&str]) -> Self {
         let elements = texts.iter().flat_map(|text| string(text)).collect();
         self.array(key, 8, texts.len(), elements)
