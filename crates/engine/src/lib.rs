@@ -1,6 +1,7 @@
 //! The engine inside: a model file goes in, text comes out, in the words of Ollama's API.
 //!
 //! What a request is and what comes back is in [`runner`]; [`library`] keeps models loaded and makes room for others.
+//! [`chat`] knows how a model talks, and [`serve`] puts all of it behind Ollama's routes.
 //! The pure parts know no model and no clock. Only `llama`, behind the feature of that name, knows llama.cpp; without
 //! it everything here compiles and nothing runs a model. This crate does not know HTTP clients, nodes or meshes.
 
@@ -10,6 +11,7 @@ pub mod library;
 #[cfg(feature = "llama")]
 mod llama;
 pub mod runner;
+pub mod serve;
 pub mod text;
 
 mod machine;

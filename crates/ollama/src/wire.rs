@@ -12,7 +12,7 @@ mod value;
 
 pub use embed::{EmbedRequest, EmbedResponse, EmbeddingsRequest, EmbeddingsResponse, InvalidInput};
 pub use infer::{
-    ChatRequest, ChatResponse, DebugInfo, GenerateRequest, GenerateResponse, LogprobEntry, Message, Metrics,
+    ChatRequest, ChatResponse, Common, DebugInfo, GenerateRequest, GenerateResponse, LogprobEntry, Message, Metrics,
     TokenLogprob, ToolCall, ToolFunction,
 };
 pub use json::{InvalidBody, decode, encode};

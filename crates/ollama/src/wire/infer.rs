@@ -9,28 +9,15 @@ use super::json::or_default;
 use super::value::nanoseconds;
 use super::{KeepAlive, Think, Time};
 
+/// What both routes take.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
-pub struct GenerateRequest {
+pub struct Common {
     #[serde(deserialize_with = "or_default")]
     pub model: String,
-    #[serde(deserialize_with = "or_default")]
-    pub prompt: String,
-    #[serde(deserialize_with = "or_default")]
-    pub suffix: String,
-    #[serde(deserialize_with = "or_default")]
-    pub system: String,
-    #[serde(deserialize_with = "or_default")]
-    pub template: String,
-    pub context: Option<Vec<u32>>,
     pub stream: Option<bool>,
-    #[serde(deserialize_with = "or_default")]
-    pub raw: bool,
     pub format: Option<Value>,
     pub keep_alive: Option<KeepAlive>,
-    /// As they came, in base64.
-    #[serde(deserialize_with = "or_default")]
-    pub images: Vec<String>,
     #[serde(deserialize_with = "or_default")]
     pub options: Map<String, Value>,
     pub think: Option<Think>,
@@ -46,28 +33,42 @@ pub struct GenerateRequest {
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
-pub struct ChatRequest {
+pub struct GenerateRequest {
+    #[serde(flatten)]
+    pub common: Common,
     #[serde(deserialize_with = "or_default")]
-    pub model: String,
+    pub prompt: String,
+    #[serde(deserialize_with = "or_default")]
+    pub suffix: String,
+    #[serde(deserialize_with = "or_default")]
+    pub system: String,
+    #[serde(deserialize_with = "or_default")]
+    pub template: String,
+    pub context: Option<Vec<u32>>,
+    #[serde(deserialize_with = "or_default")]
+    pub raw: bool,
+    /// As they came, in base64.
+    #[serde(deserialize_with = "or_default")]
+    pub images: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct ChatRequest {
+    #[serde(flatten)]
+    pub common: Common,
     #[serde(deserialize_with = "or_default")]
     pub messages: Vec<Message>,
     /// As they came: templates show them to the model field by field.
     #[serde(deserialize_with = "or_default")]
     pub tools: Vec<Value>,
-    pub stream: Option<bool>,
-    pub format: Option<Value>,
-    pub keep_alive: Option<KeepAlive>,
-    #[serde(deserialize_with = "or_default")]
-    pub options: Map<String, Value>,
-    pub think: Option<Think>,
-    pub truncate: Option<bool>,
-    pub shift: Option<bool>,
-    #[serde(rename = "_debug_render_only", deserialize_with = "or_default")]
-    pub debug_render_only: bool,
-    #[serde(deserialize_with = "or_default")]
-    pub logprobs: bool,
-    #[serde(deserialize_with = "or_default")]
-    pub top_logprobs: i64,
+}
+
+impl Common {
+    /// Unless it says otherwise.
+    pub fn streams(&self) -> bool {
+        self.stream.unwrap_or(true)
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -287,8 +288,8 @@ mod tests {
             "_debug_render_only": true,
         });
         let request: ChatRequest = decode(body.to_string().as_bytes()).unwrap();
-        assert_eq!((request.messages[0].role.as_str(), request.stream), ("user", Some(false)));
-        assert!(request.debug_render_only && request.options.is_empty());
+        assert_eq!((request.messages[0].role.as_str(), request.common.stream), ("user", Some(false)));
+        assert!(request.common.debug_render_only && request.common.options.is_empty());
         let call = &request.messages[1].tool_calls[0].function;
         assert_eq!(call.arguments.keys().collect::<Vec<_>>(), ["z", "a"]);
         let expected = r#"{"role":"assistant","content":"","tool_calls":[{"function":{"index":0,"name":"f","arguments":{"z":1,"a":[2]}}}]}"#;
