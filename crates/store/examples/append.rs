@@ -6,6 +6,10 @@
 //!
 //! Rounds alternate, since a disk's sync time drifts. "raw" appends records to a growing file with one `fdatasync` per
 //! batch; "raw, allocated" does the same inside a file whose blocks were allocated before.
+//!
+//! The store alone, so many in flight and so many in all, to be watched by a tracer:
+//!
+//!     strace -f -c -e trace=fdatasync target/release/examples/append FOLDER store 1 1000
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -76,10 +80,17 @@ impl Sum {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let dir: PathBuf = args.next().map_or_else(std::env::temp_dir, PathBuf::from);
-    let seconds: f64 = args.next().map_or(Ok(3.0), |text| text.parse())?;
-    let rounds: usize = args.next().map_or(Ok(3), |text| text.parse())?;
     let dir = dir.join(format!("omx-append-{}", std::process::id()));
     fs::create_dir_all(&dir)?;
+    let seconds = args.next();
+    if seconds.as_deref() == Some("store") {
+        let in_flight = args.next().map_or(Ok(1), |text| text.parse())?;
+        let wanted: u64 = args.next().map_or(Ok(1000), |text| text.parse())?;
+        println!("{} acknowledged", through_store(&dir.join("store"), in_flight, |entries| entries < wanted)?);
+        return Ok(fs::remove_dir_all(&dir)?);
+    }
+    let seconds: f64 = seconds.map_or(Ok(3.0), |text| text.parse())?;
+    let rounds: usize = args.next().map_or(Ok(3), |text| text.parse())?;
     println!("{:<28}{:>12}{:>12}{:>16}", "", "records/s", "of raw", "CPU us/record");
     let mut sums = [Sum::default(), Sum::default()];
     for _ in 0..rounds {
@@ -88,7 +99,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let round = [
                 measure(|| raw(&dir.join("raw"), in_flight, span, false))?,
                 measure(|| raw_allocated(&dir.join("raw"), in_flight, span))?,
-                measure(|| through_store(&dir.join("store"), in_flight, span))?,
+                measure(|| {
+                    let start = Instant::now();
+                    through_store(&dir.join("store"), in_flight, |_| start.elapsed() < span)
+                })?,
             ];
             for (name, one) in NAMES.iter().zip(&round) {
                 let name = format!("{name}, {in_flight} in flight");
@@ -137,7 +151,8 @@ fn raw_allocated(path: &Path, batch: usize, span: Duration) -> Result<u64, Box<d
     raw(path, batch, span, true)
 }
 
-fn through_store(dir: &Path, in_flight: usize, span: Duration) -> Result<u64, Box<dyn std::error::Error>> {
+/// Goes on while it is to, which it asks with the number of acknowledgements.
+fn through_store(dir: &Path, in_flight: usize, go_on: impl Fn(u64) -> bool) -> Result<u64, Box<dyn std::error::Error>> {
     let (log, worker) = Log::open(Config { reserve: 0, ..Config::new(dir) })?;
     let (sender, acknowledged) = mpsc::channel::<Result<(), Error>>();
     let mut index = log.bounds().last.map_or(0, |last| last.index + 1);
@@ -148,8 +163,8 @@ fn through_store(dir: &Path, in_flight: usize, span: Duration) -> Result<u64, Bo
         // The receiver is gone once the round is over.
         poll_once(log.append(vec![record], move |result| drop(sender.send(result))))
     };
-    let (start, mut entries, mut open) = (Instant::now(), 0, 0);
-    while start.elapsed() < span {
+    let (mut entries, mut open) = (0, 0);
+    while go_on(entries) {
         while open < in_flight {
             submit()?;
             open += 1;
