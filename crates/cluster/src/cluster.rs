@@ -376,18 +376,21 @@ impl<R: Runtime> Cluster<R> {
     /// One attempt. `None`: there was nobody to ask.
     async fn ask_once(&self, ask: &Ask, body: &Bytes, attempt: usize, limit: Duration) -> Option<Told> {
         let target = self.leader_to_ask(attempt)?;
-        let told = if target == self.id() {
-            let answer = leader::answer(self.clone(), self.id(), ask.clone());
-            <R::Async as AsyncRuntime>::timeout(limit, answer).await.unwrap_or(Told::Unknown)
-        } else {
-            let asked = pin!(self.0.net.request_within(target, ASK, body.clone(), limit.min(ANSWER_MAX)));
-            match select(asked, pin!(self.superseded(target))).await {
-                Either::Left((Ok(answer), _)) => codec::decode(&answer).unwrap_or(Told::Unknown),
-                Either::Left((Err(error), _)) if error.maybe_done() => Told::Unknown,
-                Either::Left((Err(_), _)) => Told::NotLeader { leader: None },
-                // It may be in the old leader's log, and that may yet be committed.
-                Either::Right(((), _)) => Told::Unknown,
+        let asked = async {
+            if target == self.id() {
+                let answer = leader::answer(self.clone(), self.id(), ask.clone());
+                return <R::Async as AsyncRuntime>::timeout(limit, answer).await.unwrap_or(Told::Unknown);
             }
+            match self.0.net.request_within(target, ASK, body.clone(), limit.min(ANSWER_MAX)).await {
+                Ok(answer) => codec::decode(&answer).unwrap_or(Told::Unknown),
+                Err(error) if error.maybe_done() => Told::Unknown,
+                Err(_) => Told::NotLeader { leader: None },
+            }
+        };
+        let told = match select(pin!(asked), pin!(self.superseded(target))).await {
+            Either::Left((told, _)) => told,
+            // It may be in the old leader's log, and that may yet be committed.
+            Either::Right(((), _)) => Told::Unknown,
         };
         let hint = match &told {
             Told::NotLeader { leader } => *leader,
@@ -399,10 +402,16 @@ impl<R: Runtime> Cluster<R> {
     }
 
     /// Returns once this node's own consensus has come to know another leader than whoever is asked: a machine that stands
-    /// still, or is gone without a word, keeps those who wait for it longer than an election takes.
+    /// still, or is gone without a word, keeps those who wait for it longer than an election takes. The same for this
+    /// node itself, once it leads no more: what it has appended is neither committed nor refused until others say so.
     async fn superseded(&self, target: NodeId) {
         let before = self.leader();
-        while self.leader().is_none_or(|leader| leader == target || Some(leader) == before) {
+        let led = target == self.id() && self.is_leader();
+        let stands = || {
+            let elsewhere = self.leader().is_some_and(|leader| leader != target && Some(leader) != before);
+            !elsewhere && (!led || self.is_leader())
+        };
+        while stands() {
             // Looked at now and then, since the consensus tells of every entry, and most answers come sooner.
             <R::Async as AsyncRuntime>::sleep(SUPERSEDED_LOOK).await;
         }

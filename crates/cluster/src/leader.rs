@@ -52,7 +52,9 @@ pub(crate) async fn answer<R: Runtime>(cluster: Cluster<R>, from: NodeId, ask: A
 }
 
 async fn write<R: Runtime>(cluster: &Cluster<R>, raft: &Raft<R>, proposal: Proposal) -> Told {
-    if !raft.is_leader() {
+    // A leader that has given its seat away still believes that it leads until its heir says otherwise; what it
+    // appends in between nobody commits.
+    if !raft.is_leader() || !voters(raft).contains(&cluster.belonging().raft) {
         return not_leader(cluster);
     }
     if cluster.0.log.space().is_ok_and(|space| space.low) {

@@ -214,7 +214,7 @@ fn a_node_that_stops_in_good_order_gives_its_seat_and_the_lead_to_others() {
 
 #[test]
 fn the_only_voter_leaves_by_handing_its_seat_to_whoever_is_up_and_stays_otherwise() {
-    on_seeds(2, async |world| {
+    on_seeds(16, async |world| {
         world.mesh(2).await;
         let id = world.nodes[&0].id;
         world.kill(1).await;
