@@ -12,6 +12,7 @@ use crate::out::{self, Out};
 
 mod completions;
 mod config;
+mod confirm;
 mod doctor;
 mod events;
 mod keys;

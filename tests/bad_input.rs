@@ -114,6 +114,73 @@ fn a_folder_that_cannot_be_used() -> Result<()> {
 }
 
 #[test]
+fn a_folder_that_is_not_writable() -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+
+    /// For whom nothing here is writable; root would write all the same.
+    const NOBODY: u32 = 65_534;
+    let scratch = tempfile::tempdir()?;
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o555))?;
+    let dir = scratch.path().join("node");
+    let mut command = up(&dir, &[]);
+    if fs::create_dir(scratch.path().join("probe")).is_ok() {
+        // Somewhere that nobody can run it from: the folder above the build may be closed to others.
+        let copy = scratch.path().join("omx");
+        fs::copy(omx(), &copy)?;
+        fs::set_permissions(&copy, fs::Permissions::from_mode(0o555))?;
+        let mut as_nobody = Command::new(copy);
+        as_nobody.env_clear().args(command.get_args()).uid(NOBODY).gid(NOBODY);
+        command = as_nobody;
+    }
+    expect(fails(command)?, 11, &["node", "ermission denied", "hint: "])?;
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755))?;
+    ensure!(!dir.exists(), "something was left behind");
+    Ok(())
+}
+
+#[test]
+fn a_folder_that_is_full() -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let Some(disk) = Tmpfs::mount(scratch.path(), "2m") else {
+        eprintln!("no file system may be mounted here, so a full one is not tried");
+        return Ok(());
+    };
+    let dir = scratch.path().join("node");
+    expect(fails(up(&dir, &[]))?, 1, &["space", "hint: free some disk space"])?;
+    disk.grow("1g")?;
+    let mut node = Ends(up(&dir, &[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+    wait_until("the same folder to start once there is room", LIMIT, || {
+        ensure!(node.0.try_wait()?.is_none(), "it ended");
+        Ok(fs::read(dir.join("run.json")).map(drop)?)
+    })
+}
+
+/// A small file system of its own; gone with the test.
+struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    fn mount(dir: &Path, size: &str) -> Option<Self> {
+        let size = format!("size={size}");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(dir).output();
+        mounted.is_ok_and(|output| output.status.success()).then(|| Self(dir.to_owned()))
+    }
+
+    fn grow(&self, size: &str) -> Result<()> {
+        let status = Command::new("mount").args(["-o", &format!("remount,size={size}")]).arg(&self.0).status()?;
+        ensure!(status.success(), "what could be mounted can be grown");
+        Ok(())
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        // Lazily: what a test that failed has left running keeps nothing mounted for the next one.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
 fn a_folder_others_may_look_into() -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
 
@@ -202,15 +269,36 @@ fn a_damaged_log_stops_the_node_and_a_token_lets_it_back_in() -> Result<()> {
     let token = testnet.node("n1")?.text(&["token", "create"])?;
     let mut child =
         Ends(up(&dir, &["--name", "n3", "--join", &token]).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
-    let healed = wait_until("the node to be back under a new seat", LIMIT, || {
-        ensure!(child.0.try_wait()?.is_none(), "it ended");
-        let shown = testnet.nodes()[0].json(&["nodes", "show", "n3"])?;
-        ensure!(shown["state"] == "up", "{shown}");
-        Ok(())
-    });
-    healed?;
+    is_up_again(&testnet, "n3", &mut child)?;
     ensure!(dir.join("registry.damaged-1").exists(), "the damaged registry was not kept");
     Ok(())
+}
+
+#[test]
+fn a_damaged_piece_beside_the_log_counts_as_much_as_the_log() -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let mut testnet = mesh(scratch.path(), 2)?;
+    let node = testnet.node("n2")?;
+    node.term(LIMIT)?;
+    let belonging = node.dir().join("registry/snapshots/belonging");
+    let mut bytes = fs::read(&belonging).with_context(|| format!("{}", belonging.display()))?;
+    *bytes.last_mut().context("it is not empty")? ^= 1;
+    fs::write(&belonging, bytes)?;
+    expect(fails(up(&node.dir(), &[]))?, 7, &["belonging", "damaged", "hint: run `omx token create`"])?;
+    let token = testnet.node("n1")?.text(&["token", "create"])?;
+    let dir = testnet.node("n2")?.dir();
+    let arguments = ["--name", "n2", "--join", &token];
+    let mut child = Ends(up(&dir, &arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+    is_up_again(&testnet, "n2", &mut child)
+}
+
+fn is_up_again(testnet: &Testnet, name: &str, child: &mut Ends) -> Result<()> {
+    wait_until("the node to be back under a new seat", LIMIT, || {
+        ensure!(child.0.try_wait()?.is_none(), "it ended");
+        let shown = testnet.nodes()[0].json(&["nodes", "show", name])?;
+        ensure!(shown["state"] == "up", "{shown}");
+        Ok(())
+    })
 }
 
 #[test]

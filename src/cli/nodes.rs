@@ -1,5 +1,6 @@
 //! `omx nodes`: the members, one by one.
 
+use std::io::{self, IsTerminal};
 use std::str::FromStr;
 
 use clap::Subcommand;
@@ -7,7 +8,7 @@ use gateway::wire::{ChangeLabels, Done, Link, Node, Nothing};
 use types::{Label, ParseNameError};
 
 use super::status::{state, vote};
-use super::{Freshness, Session};
+use super::{Freshness, Session, confirm};
 use crate::client::{Method, segment};
 use crate::failure::Failure;
 use crate::out::Out;
@@ -42,7 +43,12 @@ pub(super) enum Nodes {
     /// Remove a member for good: its key is barred on all nodes
     ///
     /// A machine that shall come back needs an empty data folder and a new token.
-    Remove { node: String },
+    Remove {
+        node: String,
+        /// Do not ask. Without a terminal nobody is asked
+        #[arg(short, long)]
+        yes: bool,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,7 +93,10 @@ impl Nodes {
                 let answer = client.send(Method::PATCH, &format!("{}/labels", path(&node)), &body(changes)).await?;
                 out.answer(&answer, |node: Node| format!("`{}` is labelled {}\n", node.member.name, labels(&node)))
             }
-            Self::Remove { node } => {
+            Self::Remove { node, yes } => {
+                if !yes && io::stdin().is_terminal() {
+                    confirm::ask(&format!("`{node}` loses its membership for good."))?;
+                }
                 let answer = client.delete(&path(&node)).await?;
                 out.answer(&answer, |_: Done| format!("`{node}` is no member any more, and its key is barred\n"))
             }

@@ -169,6 +169,12 @@ pub struct Status {
     pub state_hash: StateHash,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Snapshots {
+    pub built: u64,
+    pub installed: u64,
+}
+
 impl<R: Runtime> Clone for Cluster<R> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
@@ -451,6 +457,11 @@ impl<R: Runtime> Cluster<R> {
     /// The consensus' term; nothing on a worker.
     pub fn term(&self) -> Option<u64> {
         self.0.raft.as_ref().map(|raft| raft.metrics().borrow_watched().current_term)
+    }
+
+    /// How many snapshots this node has made itself and taken from a leader, since it started.
+    pub fn snapshots(&self) -> Snapshots {
+        Snapshots { built: self.0.view.built.get(), installed: self.0.view.installed.get() }
     }
 
     /// Index and hash of the registry as this node has it.

@@ -30,6 +30,9 @@ const GATHER: Duration = Duration::from_millis(20);
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
+/// So many words in a row of nobody who votes here: perhaps all who voted are gone.
+const STRANGE_MAX: u32 = 16;
+
 const COPY: &str = "copy";
 
 /// Keeps the registry for the next start: who the members are and where they listen must be known before any of them
@@ -105,6 +108,7 @@ fn takes_part<R: Runtime>(cluster: &Cluster<R>) -> bool {
 /// Follows somebody whenever the consensus does not keep this node up to date. Runs for ever; may be dropped at any time.
 pub(crate) async fn run<R: Runtime>(cluster: Cluster<R>) {
     let mut pause = RETRY_MIN;
+    let mut strange = 0_u32;
     let mut turn = usize::from(cluster.random()[0]);
     loop {
         if takes_part(&cluster) {
@@ -118,8 +122,18 @@ pub(crate) async fn run<R: Runtime>(cluster: Cluster<R>) {
             None => Err(io::Error::other("no member is connected")),
         };
         match heard {
-            Ok(()) => pause = RETRY_MIN,
+            Ok(()) => {
+                pause = RETRY_MIN;
+                strange = 0;
+            }
             Err(error) => {
+                strange = if error.kind() == io::ErrorKind::PermissionDenied { strange + 1 } else { 0 };
+                if strange >= STRANGE_MAX && strange.is_power_of_two() {
+                    tracing::warn!(
+                        "no voter this node knows votes any more, so it believes nobody; to come back, run \
+                         `omx token create` on another member, and start here with an empty `--data-dir` and `--join`"
+                    );
+                }
                 tracing::debug!(%error, "following somebody else");
                 <R::Async as AsyncRuntime>::sleep(pause).await;
                 pause = (pause * 2).min(RETRY_MAX);
@@ -199,7 +213,8 @@ fn check_word<R: Runtime>(cluster: &Cluster<R>, word: &Word) -> io::Result<()> {
     if votes && verify(word.voter, &statement, &word.signature) {
         return Ok(());
     }
-    Err(io::Error::other(format!("`{}` does not vote in the registry held here, or did not sign", word.voter)))
+    let why = format!("`{}` does not vote in the registry held here, or did not sign", word.voter);
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
 }
 
 async fn within<R: Runtime, T: Send>(

@@ -21,7 +21,7 @@ mod voters;
 
 use bytes::Bytes;
 
-pub use cluster::{Belonging, Cluster, Config, Consistency, Outside, Parts, Start, Status};
+pub use cluster::{Belonging, Cluster, Config, Consistency, Outside, Parts, Snapshots, Start, Status};
 pub use error::Error;
 pub use follow::keep_joined;
 pub use join::{Door, JoinError, ParseTokenError, Token, Welcome, join, would_join};

@@ -168,3 +168,23 @@ impl codec::Record for Bulletin {
     const VERSION: u8 = 1;
     const LIMIT: usize = 80 << 20;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pack;
+
+    /// Other versions of this program send these bytes. If this fails, the version must rise and the old form be read.
+    #[test]
+    fn a_proposal_and_what_is_asked_have_the_bytes_they_always_had() {
+        let by = Actor::User { node: NodeId::from_public_key([1; 32]), uid: 7 };
+        let verb = Verb::ResetConfig { key: "k".into() };
+        let proposal = Proposal { mesh: MeshId::from_bytes([2; 16]), id: RequestId::from_bytes([3; 16]), by, verb };
+        let golden = [&[1][..], &[2; 16], &[3; 16], &[1], &[1; 32], &[7], &[9, 1, b'k']].concat();
+        assert_eq!(pack(&proposal), golden);
+        assert_eq!(pack(&Ask::ReadIndex)[..], [1, 1]);
+        assert_eq!(pack(&Ask::GiveUpSeat)[..], [1, 2]);
+        assert_eq!(pack(&Told::ReadIndex(5))[..], [1, 1, 5]);
+        assert_eq!(pack(&Told::NotLeader { leader: None })[..], [1, 2, 0]);
+    }
+}

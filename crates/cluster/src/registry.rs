@@ -62,7 +62,7 @@ pub struct Seats {
     pub changing: bool,
 }
 
-/// BLAKE3 over a registry's canonical bytes.
+/// BLAKE3 over the canonical bytes of all a registry holds but its index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct StateHash(pub [u8; 32]);
 
@@ -139,8 +139,11 @@ impl Registry {
         self.journal.iter()
     }
 
+    /// Over what is agreed on, not over how far the log is: an election adds an entry and changes nothing.
     pub fn hash(&self) -> StateHash {
-        StateHash(*blake3::hash(&crate::pack(self)).as_bytes())
+        let Self { applied: _, mesh, members, removed, tokens, keys, settings, seats, journal, finished } = self;
+        let state = (mesh, members, removed, tokens, keys, settings, seats, journal, finished);
+        StateHash(*blake3::hash(&crate::statement(&state)).as_bytes())
     }
 
     /// Carries out one command. A refusal is an outcome like any other: the log goes on.

@@ -4,6 +4,7 @@
 //! its own ledger, since a node may change from one to the other; whoever reads gets the one that is further.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
@@ -33,6 +34,22 @@ pub(crate) struct View<R: Runtime> {
     heard_at: Mutex<Option<<R::Async as AsyncRuntime>::Instant>>,
     /// When the leader last fed this node's consensus.
     fed_at: Mutex<Option<<R::Async as AsyncRuntime>::Instant>>,
+    pub(crate) built: Tally,
+    pub(crate) installed: Tally,
+}
+
+/// Counts what happens to this node's snapshots.
+#[derive(Debug, Default)]
+pub(crate) struct Tally(AtomicU64);
+
+impl Tally {
+    pub(crate) fn add_one(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// One entry of the log, as far as the registry is concerned.
@@ -79,6 +96,8 @@ impl<R: Runtime> View<R> {
             applied: Mutex::new(applied),
             heard_at: Mutex::default(),
             fed_at: Mutex::default(),
+            built: Tally::default(),
+            installed: Tally::default(),
         }
     }
 

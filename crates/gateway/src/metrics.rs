@@ -72,6 +72,8 @@ impl Metrics {
         gauge("is_leader", "Whether this node leads", figures.is_leader.into());
         gauge("applied_index", "Up to which change this node has the registry", figures.applied);
         gauge("disk_low", "Whether the disk is too full for changes", figures.disk_low.into());
+        gauge("snapshots_built", "Snapshots made since the start", figures.snapshots.built);
+        gauge("snapshots_installed", "Snapshots taken from a leader since the start", figures.snapshots.installed);
         if let Some(term) = figures.term {
             gauge("term", "The consensus' term", term);
         }

@@ -1,7 +1,7 @@
 //! Who may come in, and how much of each thing at once. Pure.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use types::{NodeId, Role};
 
@@ -23,8 +23,26 @@ pub struct Member {
 #[derive(Debug, Default)]
 pub(crate) struct Admission {
     members: BTreeMap<NodeId, Member>,
-    under_way: BTreeMap<(&'static str, NodeId), usize>,
+    under_way: BTreeMap<(&'static str, Who), usize>,
     totals: BTreeMap<&'static str, usize>,
+}
+
+/// In whose name a place is taken. A peer id costs nothing to make, so strangers count by where they come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Who {
+    Peer(NodeId),
+    Household(IpAddr),
+}
+
+/// Whoever has one IPv6 address has 2⁶⁴ of them.
+pub(crate) fn household(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(ip) => {
+            let [a, b, c, d, ..] = ip.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+        v4 => v4,
+    }
 }
 
 impl Admission {
@@ -63,22 +81,27 @@ impl Admission {
     pub(crate) fn enter(
         &mut self,
         name: &'static str,
-        peer: NodeId,
+        who: Who,
         per_peer_max: usize,
         total_max: usize,
     ) -> Result<(), Refusal> {
-        let of_peer = self.under_way.get(&(name, peer)).copied().unwrap_or(0);
+        let each_max = match who {
+            Who::Peer(_) => per_peer_max,
+            // Half: whoever knocks from one place alone leaves the door to others.
+            Who::Household(_) => total_max.div_ceil(2),
+        };
+        let of_this = self.under_way.get(&(name, who)).copied().unwrap_or(0);
         let total = self.totals.get(name).copied().unwrap_or(0);
-        if of_peer >= per_peer_max || total >= total_max {
+        if of_this >= each_max || total >= total_max {
             return Err(Refusal::Busy);
         }
-        self.under_way.insert((name, peer), of_peer + 1);
+        self.under_way.insert((name, who), of_this + 1);
         self.totals.insert(name, total + 1);
         Ok(())
     }
 
-    pub(crate) fn leave(&mut self, name: &'static str, peer: NodeId) {
-        take_one(&mut self.under_way, &(name, peer));
+    pub(crate) fn leave(&mut self, name: &'static str, who: Who) {
+        take_one(&mut self.under_way, &(name, who));
         take_one(&mut self.totals, &name);
     }
 }
@@ -130,17 +153,37 @@ mod tests {
     #[test]
     fn places_are_limited_for_each_peer_and_for_all_and_come_back() {
         let mut admission = Admission::default();
-        assert_eq!(admission.enter("/x/1", A, 2, 3), Ok(()));
-        assert_eq!(admission.enter("/x/1", A, 2, 3), Ok(()));
-        assert_eq!(admission.enter("/x/1", A, 2, 3), Err(Refusal::Busy));
-        assert_eq!(admission.enter("/x/1", B, 2, 3), Ok(()));
-        assert_eq!(admission.enter("/x/1", C, 2, 3), Err(Refusal::Busy), "all places are taken");
-        assert_eq!(admission.enter("/y/1", C, 2, 3), Ok(()), "another protocol has its own places");
-        admission.leave("/x/1", A);
-        assert_eq!(admission.enter("/x/1", C, 2, 3), Ok(()));
-        for (name, peer) in [("/x/1", A), ("/x/1", B), ("/x/1", C), ("/y/1", C)] {
+        let [a, b, c] = [A, B, C].map(Who::Peer);
+        assert_eq!(admission.enter("/x/1", a, 2, 3), Ok(()));
+        assert_eq!(admission.enter("/x/1", a, 2, 3), Ok(()));
+        assert_eq!(admission.enter("/x/1", a, 2, 3), Err(Refusal::Busy));
+        assert_eq!(admission.enter("/x/1", b, 2, 3), Ok(()));
+        assert_eq!(admission.enter("/x/1", c, 2, 3), Err(Refusal::Busy), "all places are taken");
+        assert_eq!(admission.enter("/y/1", c, 2, 3), Ok(()), "another protocol has its own places");
+        admission.leave("/x/1", a);
+        assert_eq!(admission.enter("/x/1", c, 2, 3), Ok(()));
+        for (name, peer) in [("/x/1", a), ("/x/1", b), ("/x/1", c), ("/y/1", c)] {
             admission.leave(name, peer);
         }
         assert!(admission.under_way.is_empty() && admission.totals.is_empty(), "nothing is remembered of the idle");
+    }
+
+    #[test]
+    fn one_household_leaves_half_of_the_places_to_other_strangers() {
+        let mut admission = Admission::default();
+        let [near, far] = [[192, 0, 2, 1], [192, 0, 2, 2]].map(|ip| Who::Household(ip.into()));
+        assert!((0..4).all(|_| admission.enter("/x/1", near, 1, 8).is_ok()));
+        assert_eq!(admission.enter("/x/1", near, 1, 8), Err(Refusal::Busy));
+        assert_eq!(admission.enter("/x/1", far, 1, 8), Ok(()));
+        admission.leave("/x/1", near);
+        assert_eq!(admission.enter("/x/1", near, 1, 8), Ok(()));
+    }
+
+    #[test]
+    fn an_ipv6_network_is_one_household() {
+        let inside = |last: u16| IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 1, 2, 3, 4, 5, last));
+        assert_eq!(household(inside(1)), household(inside(2)));
+        let mapped: IpAddr = "::ffff:192.0.2.1".parse().unwrap();
+        assert_eq!(household(mapped), IpAddr::from([192, 0, 2, 1]));
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use types::{NodeId, Role};
 
-use crate::admission::{Admission, Member};
+use crate::admission::{Admission, Member, Who, household};
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::handle::PeerStatus;
@@ -136,7 +136,7 @@ impl Reception {
         let (spec, handler) = services.request(name)?;
         let allowed = Allowed::Members(spec.roles);
         let Entry { role, cut, place: _place } =
-            self.enter(spec.protocol.name(), from, allowed, spec.concurrency_per_peer, usize::MAX)?;
+            self.enter(spec.protocol.name(), from, None, allowed, (spec.concurrency_per_peer, usize::MAX))?;
         if body.len() > spec.request_bytes_max {
             self.offended(from, Offence::Oversize);
             return Err(Refusal::TooLarge);
@@ -166,8 +166,8 @@ impl Reception {
         // A stranger learns nothing about what we speak.
         let unknown = |refusal| if self.member(&from).is_some() { refusal } else { Refusal::NotAMember };
         let (spec, handler) = services.stream(name).map_err(unknown)?;
-        let (per_peer, total) = (spec.concurrency_per_peer, spec.concurrency_total);
-        let Entry { role, cut, place } = self.enter(spec.protocol.name(), from, spec.allowed, per_peer, total)?;
+        let limits = (spec.concurrency_per_peer, spec.concurrency_total);
+        let Entry { role, cut, place } = self.enter(spec.protocol.name(), from, address, spec.allowed, limits)?;
         Ok(Accepted { caller: Caller { id: from, role, address }, handler: handler.clone(), cut, place })
     }
 
@@ -206,16 +206,20 @@ impl Reception {
         self: &Arc<Self>,
         name: &'static str,
         from: NodeId,
+        address: Option<SocketAddr>,
         allowed: Allowed,
-        per_peer: usize,
-        total: usize,
+        (per_peer, total): (usize, usize),
     ) -> Result<Entry, Refusal> {
         let mut state = self.state();
         let checked = state.check(&from, allowed, self.clock.elapsed());
         let entered = checked.clone().and_then(|role| {
-            state.admission.enter(name, from, per_peer, total)?;
+            let who = match address.filter(|_| role.is_none()) {
+                Some(address) => Who::Household(household(address.ip())),
+                None => Who::Peer(from),
+            };
+            state.admission.enter(name, who, per_peer, total)?;
             let cut = state.token(&from, &self.closed);
-            Ok(Entry { role, cut, place: Place { reception: self.clone(), name, peer: from } })
+            Ok(Entry { role, cut, place: Place { reception: self.clone(), name, who } })
         });
         drop(state);
         self.blame_overreach(from, &checked);
@@ -397,11 +401,11 @@ impl Accepted {
 struct Place {
     reception: Arc<Reception>,
     name: &'static str,
-    peer: NodeId,
+    who: Who,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.reception.state().admission.leave(self.name, self.peer);
+        self.reception.state().admission.leave(self.name, self.who);
     }
 }

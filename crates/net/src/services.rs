@@ -9,7 +9,9 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use types::{NodeId, Role};
 
-use crate::protocol::{MESSAGE_BYTES_MAX, Protocol, REQUEST_DEADLINE_MAX, Refusal, RequestSpec, StreamSpec, TopicSpec};
+use crate::protocol::{
+    Allowed, MESSAGE_BYTES_MAX, Protocol, REQUEST_DEADLINE_MAX, Refusal, RequestSpec, StreamSpec, TopicSpec,
+};
 use crate::stream::ByteStream;
 
 /// Who asks. The id is proven by the transport, the role comes from the member list, never from a message.
@@ -90,6 +92,11 @@ impl Services {
         assert!(spec.message_bytes_max <= MESSAGE_BYTES_MAX, "`{}` allows larger messages than gossip can", spec.name);
         self.topics.insert(spec.name, (spec, Arc::new(handler)));
         self
+    }
+
+    /// All that whoever is no member may open. Requests and gossip are for members by their type.
+    pub fn open_to_strangers(&self) -> Vec<Protocol> {
+        self.streams().filter(|spec| spec.allowed == Allowed::Strangers).map(|spec| spec.protocol).collect()
     }
 
     /// What is declared, answered or not: for the sending side.

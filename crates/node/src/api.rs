@@ -177,6 +177,7 @@ pub struct Figures {
     pub state_hash: StateHash,
     pub disk_free_bytes: Option<u64>,
     pub disk_low: bool,
+    pub snapshots: cluster::Snapshots,
 }
 
 /// Whether a node can do its work, part by part. Every part must be well.
@@ -349,10 +350,22 @@ impl Api {
         Ok(self.0.cluster.write(by, Verb::RemoveMember { node: node.id }).await?.index())
     }
 
-    /// Takes this node out of the mesh: others take over what it leads and votes for, then it is a member no more.
+    /// Takes this node out of the mesh: it takes no new work, others take over what it leads and votes for, then it is a
+    /// member no more. Where it has to stay it works on as before.
     pub async fn leave(&self, by: Actor, limit: Duration) -> Result<(), Error> {
-        self.0.cluster.step_aside(limit).await;
-        Ok(self.0.cluster.leave(by).await?)
+        let cluster = &self.0.cluster;
+        let drain = |drain| Verb::SetDrain { node: cluster.id(), drain };
+        let drained_before = cluster.view(|registry| registry.member(&cluster.id()).is_some_and(|me| me.drain));
+        cluster.write(by.clone(), drain(true)).await?;
+        cluster.step_aside(limit).await;
+        let left = cluster.leave(by.clone()).await;
+        if let Err(cluster::Error::Refused(_)) = &left
+            && !drained_before
+            && let Err(error) = cluster.write(by, drain(false)).await
+        {
+            tracing::warn!(%error, "this node stays, but drained");
+        }
+        Ok(left?)
     }
 
     pub async fn create_token(&self, by: Actor, role: Role, uses: u32, ttl: Duration) -> Result<Token, Error> {
@@ -493,6 +506,7 @@ impl Api {
             state_hash: at.1,
             disk_free_bytes: space.map(|space| space.free),
             disk_low: space.is_some_and(|space| space.low),
+            snapshots: self.0.cluster.snapshots(),
         }
     }
 

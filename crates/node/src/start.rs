@@ -115,15 +115,10 @@ impl Node {
             limits: net::Limits::default(),
         };
         let (net, net_task) = net::new(net_config.clone()).await?;
-        let (log, worker) = open_log(&folder, config.join.is_some(), &tell)?;
-        let shelf = store::Config::new(folder.registry()).snapshots();
-        let candidate = Candidate {
-            id: keypair.node_id(),
-            name: config.name,
-            addresses: addresses(&net),
-            incarnation: incarnation(&shelf)?,
-        };
-        let (belonging, start) = match (belonging(&shelf)?, config.join) {
+        let OnDisk { log, worker, shelf, belonging, incarnation } =
+            open_or_set_aside(&folder, config.join.is_some(), &tell)?;
+        let candidate = Candidate { id: keypair.node_id(), name: config.name, addresses: addresses(&net), incarnation };
+        let (belonging, start) = match (belonging, config.join) {
             (Some(found), Some(token)) if token.mesh() != found.mesh => {
                 return Err(StartError::OtherMesh { here: found.mesh, token: token.mesh() });
             }
@@ -133,14 +128,13 @@ impl Node {
             (None, Some(token)) => {
                 let welcome = join(net_config, &token, &candidate, &tell).await?;
                 let Welcome { mesh, raft, role, registry, .. } = welcome;
-                let belonging = Belonging { mesh, raft, role, incarnation: candidate.incarnation };
+                let belonging = Belonging { mesh, raft, role, incarnation };
                 // In this order: a node that belongs somewhere must know where that is.
                 cluster::keep_joined(&Shelf::Folder(shelf.clone()), &registry).await?;
                 keep(&shelf, BELONGING, &belonging)?;
                 (belonging, Start::Joined(Box::new(registry)))
             }
             (None, None) => {
-                let incarnation = candidate.incarnation;
                 let belonging = Belonging { mesh: MeshId::random(), raft: FOUNDER, role: Role::Node, incarnation };
                 keep(&shelf, BELONGING, &belonging)?;
                 (belonging, Start::Found(candidate))
@@ -212,21 +206,39 @@ const STOP_MAX: Duration = Duration::from_secs(5);
 
 const FOUNDER: RaftId = RaftId(1);
 
-/// The founder's registry, or one to join with. A damaged one is kept aside where there is a way back into the mesh.
-fn open_log(
-    folder: &Folder,
-    can_join: bool,
-    tell: &impl Fn(Progress<'_>),
-) -> Result<(store::Log, store::Worker), StartError> {
-    let open = || store::Log::open(store::Config::new(folder.registry()));
-    match open() {
-        Err(store::Error::Damaged { path, what }) if can_join => {
+/// What the registry's folder holds.
+struct OnDisk {
+    log: store::Log,
+    worker: store::Worker,
+    shelf: PathBuf,
+    belonging: Option<Belonging>,
+    incarnation: [u8; 16],
+}
+
+impl OnDisk {
+    fn open(folder: &Folder) -> Result<Self, StartError> {
+        let config = store::Config::new(folder.registry());
+        let shelf = config.snapshots();
+        let (log, worker) = store::Log::open(config)?;
+        // Whatever is kept beside the log counts as much as the log: one damaged piece, and all of it is.
+        for name in store::snapshot::list(&shelf)? {
+            store::snapshot::read(&shelf, &name)?;
+        }
+        let (belonging, incarnation) = (kept(&shelf, BELONGING)?, incarnation(&shelf)?);
+        Ok(Self { log, worker, shelf, belonging, incarnation })
+    }
+}
+
+/// Opens the registry's folder. A damaged one is kept aside where there is a way back into the mesh.
+fn open_or_set_aside(folder: &Folder, can_join: bool, tell: &impl Fn(Progress<'_>)) -> Result<OnDisk, StartError> {
+    match OnDisk::open(folder) {
+        Err(StartError::Store(store::Error::Damaged { path, what })) if can_join => {
             tracing::error!(path = %path.display(), what, "the registry is damaged");
             let aside = folder.set_aside()?;
             tell(Progress::SetAside(&aside));
-            Ok(open()?)
+            OnDisk::open(folder)
         }
-        opened => Ok(opened?),
+        opened => opened,
     }
 }
 
@@ -243,10 +255,6 @@ fn kept<T: codec::Record>(shelf: &std::path::Path, name: &str) -> Result<Option<
     let path = shelf.join(name);
     let unreadable = |error: codec::Error| store::Error::Damaged { path, what: error.to_string() };
     Ok(Some(codec::decode(&bytes).map_err(unreadable)?))
-}
-
-fn belonging(shelf: &std::path::Path) -> Result<Option<Belonging>, StartError> {
-    kept(shelf, BELONGING)
 }
 
 /// Random, made with the registry's folder and lost with it.

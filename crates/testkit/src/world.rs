@@ -224,16 +224,17 @@ impl World {
         }
     }
 
-    /// Ends a node without a goodbye: not one of its messages gets out from the moment it dies.
-    pub async fn kill(&mut self, number: usize) {
+    /// Ends a node without a goodbye: not one of its messages gets out from the moment it dies. Returns whether it ran.
+    pub async fn kill(&mut self, number: usize) -> bool {
         let fabric = self.fabric.clone();
         let node = self.node(number);
-        let Some(Up { stop, task, .. }) = node.up.take() else { return };
+        let Some(Up { stop, task, .. }) = node.up.take() else { return false };
         fabric.pause(node.id);
         stop.cancel();
         let ended = task.await;
         fabric.resume(node.id);
         ended.expect("a node ends without a panic");
+        true
     }
 
     pub fn admin(&self, number: usize) -> Actor {

@@ -1,5 +1,6 @@
 //! Safety under faults, then healing without them.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use testkit::{Load, World, on_seeds, sleep};
@@ -33,15 +34,26 @@ async fn leader(world: &mut World) -> usize {
 fn nothing_acknowledged_is_lost_when_leaders_die() {
     on_seeds(4, async |world| {
         world.mesh(3).await;
-        endure(world, 4, async |world| {
-            let leader = leader(world).await;
-            world.kill(leader).await;
-            world.settle("another leader", |world| world.leader().is_some()).await;
-            world.start(leader).await;
-            true
-        })
-        .await;
+        endure(world, 4, kill_the_leader).await;
     });
+}
+
+#[test]
+fn five_voters_lose_nothing_when_leaders_die() {
+    on_seeds(3, async |world| {
+        world.mesh(7).await;
+        assert_eq!(world.voters().len(), 5);
+        endure(world, 4, kill_the_leader).await;
+    });
+}
+
+/// It happened if the old leader ran and another one led while it was down.
+async fn kill_the_leader(world: &mut World) -> bool {
+    let old = leader(world).await;
+    let killed = world.kill(old).await;
+    let new = leader(world).await;
+    world.start(old).await;
+    killed && new != old
 }
 
 #[test]
@@ -49,13 +61,15 @@ fn nothing_acknowledged_is_lost_when_all_die_at_once() {
     on_seeds(3, async |world| {
         world.mesh(5).await;
         endure(world, 2, async |world| {
+            let mut killed = 0;
             for number in world.up() {
-                world.kill(number).await;
+                killed += usize::from(world.kill(number).await);
             }
+            let none_left = world.up().is_empty();
             for number in 0..5 {
                 world.start(number).await;
             }
-            true
+            none_left && killed == 5
         })
         .await;
     });
@@ -165,6 +179,7 @@ fn seats_move_under_writes_with_snapshots_and_lose_nothing() {
     on_seeds(3, async |world| {
         world.mesh(5).await;
         let spare = std::cell::Cell::new(5);
+        let (built, installed) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
         endure(world, 3, async |world| {
             // A new machine comes, a voter other than node 0 (which clients write about) goes for good.
             let number = spare.replace(spare.get() + 1);
@@ -172,7 +187,8 @@ fn seats_move_under_writes_with_snapshots_and_lose_nothing() {
             let leaving = world.voters().into_iter().find(|voter| *voter != 0).expect("three vote");
             let verb = cluster::Verb::RemoveMember { node: world.nodes[&leaving].id };
             world.cluster(0).write(world.admin(0), verb).await.expect("a removal is taken");
-            world.kill(leaving).await;
+            let before: BTreeSet<_> = world.voters().into_iter().collect();
+            let killed = world.kill(leaving).await;
             world
                 .settle("three voters without it", move |world| {
                     let voters = world.voters();
@@ -180,9 +196,16 @@ fn seats_move_under_writes_with_snapshots_and_lose_nothing() {
                 })
                 .await;
             world.nodes.remove(&leaving);
-            true
+            let after: BTreeSet<_> = world.voters().into_iter().collect();
+            let counts = world.up().into_iter().map(|number| world.cluster(number).snapshots());
+            let (made, taken) = counts.fold((0, 0), |sum, of| (sum.0 + of.built, sum.1 + of.installed));
+            built.set(made);
+            installed.set(taken);
+            killed && after.difference(&before).count() > 0
         })
         .await;
+        assert!(built.get() > 0, "no snapshot was made");
+        assert!(installed.get() > 0, "nobody was brought up to date by a snapshot");
     });
 }
 
@@ -190,14 +213,7 @@ fn seats_move_under_writes_with_snapshots_and_lose_nothing() {
 fn a_seed_replays_to_the_same_messages() {
     let scenario = async |world: &mut World| {
         world.mesh(3).await;
-        endure(world, 1, async |world| {
-            let leader = leader(world).await;
-            world.kill(leader).await;
-            world.settle("another leader", |world| world.leader().is_some()).await;
-            world.start(leader).await;
-            true
-        })
-        .await;
+        endure(world, 1, kill_the_leader).await;
     };
     let (first, again, other) = (World::run(7, &scenario), World::run(7, &scenario), World::run(8, &scenario));
     assert_eq!(first, again, "the same seed gave another run");

@@ -239,3 +239,30 @@ fn the_only_voter_leaves_by_handing_its_seat_to_whoever_is_up_and_stays_otherwis
         world.settle("the other to lead alone", |world| world.leader() == Some(1)).await;
     });
 }
+
+#[test]
+fn a_stranger_reaches_nothing_but_join() {
+    on_seeds(1, async |world| {
+        world.mesh(1).await;
+        let open = world.cluster(0).services().open_to_strangers();
+        assert_eq!(open, [net::Protocol::new("omx-join/1")]);
+        let (member, stranger) = (world.nodes[&0].id, world.candidate(1).id);
+        let address = world.nodes[&0].up.as_ref().unwrap().net.addresses().bulk.into_iter().next().unwrap();
+        let (net, task) = world.fabric.join(stranger);
+        let stop = tokio_util::sync::CancellationToken::new();
+        let knocking = async {
+            for name in ["/omx/follow/1", "/omx/snapshot/1", "/omx/registry/1", "/omx/raft/1", "/omx/infer/1"] {
+                let refused = net.connect_stranger(address, member, net::Protocol::new(name)).await;
+                let refused = refused.expect_err(name);
+                let why = matches!(refused, net::Error::Refused { refusal: net::Refusal::NotAMember, .. });
+                assert!(why, "{name}: {refused}");
+            }
+            net.connect_stranger(address, member, open[0]).await.expect("whoever has a token may knock");
+        };
+        let serving = std::pin::pin!(task.run(net::Services::new(), stop));
+        match futures::future::select(std::pin::pin!(knocking), serving).await {
+            futures::future::Either::Left(_) => {}
+            futures::future::Either::Right(_) => panic!("the network ended first"),
+        }
+    });
+}

@@ -86,7 +86,7 @@ fn seats(membership: &Membership) -> Seats {
 
 impl<R: Runtime> RaftStateMachine<Types<R>> for Machine<R> {
     type SnapshotData = Bytes;
-    type SnapshotBuilder = Builder;
+    type SnapshotBuilder = Builder<R>;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
         Ok((self.last, self.seats.clone()))
@@ -117,14 +117,16 @@ impl<R: Runtime> RaftStateMachine<Types<R>> for Machine<R> {
         Ok(())
     }
 
-    async fn get_snapshot_builder(&mut self) -> Builder {
-        Builder { image: self.image(), keeper: self.keeper.clone() }
+    async fn get_snapshot_builder(&mut self) -> Builder<R> {
+        Builder { image: self.image(), keeper: self.keeper.clone(), view: self.view.clone() }
     }
 
     async fn install_snapshot(&mut self, _meta: &SnapshotMeta, snapshot: Bytes) -> io::Result<()> {
         let image: Image = codec::decode(&snapshot).map_err(io::Error::other)?;
         self.keeper.save(&image, snapshot).await?;
-        self.take_over(image)
+        self.take_over(image)?;
+        self.view.installed.add_one();
+        Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
@@ -139,17 +141,19 @@ fn meta(image: &Image) -> io::Result<SnapshotMeta> {
 }
 
 /// Writes one snapshot while the machine goes on.
-pub(crate) struct Builder {
+pub(crate) struct Builder<R: Runtime> {
     image: Image,
     keeper: Keeper,
+    view: Arc<View<R>>,
 }
 
-impl<R: Runtime> RaftSnapshotBuilder<Types<R>> for Builder {
+impl<R: Runtime> RaftSnapshotBuilder<Types<R>> for Builder<R> {
     type SnapshotData = Bytes;
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
         let bytes = pack(&self.image);
         self.keeper.save(&self.image, bytes.clone()).await?;
+        self.view.built.add_one();
         tracing::debug!(applied = self.image.registry.applied(), "snapshot written");
         Ok(Snapshot { meta: meta(&self.image)?, snapshot: bytes })
     }

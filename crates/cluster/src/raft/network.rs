@@ -108,8 +108,12 @@ pub(crate) async fn read_framed(stream: &mut net::ByteStream, bytes_max: usize) 
     if length > bytes_max {
         return Err(std::io::Error::other(format!("a message of {length} bytes, where {bytes_max} are allowed")));
     }
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body).await?;
+    // Grows as bytes come in: the announced length reserves nothing.
+    let mut body = Vec::new();
+    stream.take(length as u64).read_to_end(&mut body).await?;
+    if body.len() < length {
+        return Err(std::io::ErrorKind::UnexpectedEof.into());
+    }
     Ok(body)
 }
 

@@ -314,3 +314,34 @@ impl<'de> Deserialize<'de> for Blob {
         deserializer.deserialize_byte_buf(Visitor)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pack;
+
+    const AT: WireLogId = WireLogId { term: 1, node: 2, index: 3 };
+
+    fn seats() -> WireMembership {
+        WireMembership { configs: vec![[5].into()], nodes: [(5, NodeId::from_public_key([9; 32]))].into() }
+    }
+
+    /// These bytes are on disks and on wires. If this fails, the version must rise and the old form must still be read.
+    #[test]
+    fn entries_and_messages_have_the_bytes_they_always_had() {
+        let entry = |payload| WireEntry { id: AT, payload };
+        assert_eq!(pack(&entry(WirePayload::Blank))[..], [1, 1, 2, 3, 0]);
+        let command = WirePayload::Command(Blob(Bytes::from_static(b"ab")));
+        assert_eq!(pack(&entry(command))[..], [1, 1, 2, 3, 1, 2, b'a', b'b']);
+        let membership = [&[1, 1, 2, 3, 2, 1, 1, 5, 1, 5][..], &[9; 32]].concat();
+        assert_eq!(pack(&entry(WirePayload::Membership(seats()))), membership);
+        let vote = WireVote { term: 1, node: 2, committed: true };
+        assert_eq!(pack(&vote)[..], [1, 1, 2, 1]);
+        let append = Call::Append { vote, previous: Some(AT), entries: vec![entry(WirePayload::Blank)], commit: None };
+        assert_eq!(pack(&append)[..], [1, 0, 1, 2, 1, 1, 1, 2, 3, 1, 1, 2, 3, 0, 0]);
+        assert_eq!(pack(&Answer::AppendedUpTo(Some(AT)))[..], [1, 1, 1, 1, 2, 3]);
+        let image = Image { last: Some(AT), seated_at: None, seats: seats(), registry: Registry::default() };
+        let golden = [&[1, 1, 1, 2, 3, 0, 1, 1, 5, 1, 5][..], &[9; 32], &pack(&Registry::default())[1..]].concat();
+        assert_eq!(pack(&image), golden);
+    }
+}

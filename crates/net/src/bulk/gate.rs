@@ -1,9 +1,10 @@
 //! How many connections may knock at once, before it is known whose they are. Pure: the time comes with every call.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::admission::household;
 use crate::config::Limits;
 
 /// Addresses of strangers that are remembered. With more than these knocking, new ones are turned away.
@@ -86,17 +87,6 @@ impl Gate {
     }
 }
 
-/// Whoever has one IPv6 address has 2⁶⁴ of them.
-fn household(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V6(ip) => {
-            let [a, b, c, d, ..] = ip.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-        }
-        v4 => v4,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,14 +145,5 @@ mod tests {
         assert_eq!(gate.enter(ip(1), false, Duration::ZERO), None);
         assert!(gate.enter(ip(1), false, Duration::from_secs(60)).is_some());
         assert_eq!(gate.visitors.len(), 2, "the one still knocking and the new one");
-    }
-
-    #[test]
-    fn a_household_is_counted_as_one() {
-        let mut gate = Gate::new(LIMITS);
-        let inside = |last: u16| IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 1, 2, 3, 4, 5, last));
-        assert!(gate.enter(inside(1), false, Duration::ZERO).is_some());
-        assert!(gate.enter(inside(2), false, Duration::ZERO).is_some());
-        assert_eq!(gate.enter(inside(3), false, Duration::ZERO), None);
     }
 }
