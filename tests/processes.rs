@@ -121,6 +121,19 @@ fn same_state(testnet: &Testnet) -> Result<()> {
     })
 }
 
+/// Everybody's addresses are what it listens on: nobody has anything to tell the others any more.
+fn addresses_known(testnet: &Testnet) -> Result<()> {
+    wait_until("the mesh to know all addresses", LIMIT, || {
+        for node in testnet.nodes() {
+            let known = testnet.nodes()[0].json(&["nodes", "show", node.name()])?["addresses"].clone();
+            let known: Vec<String> = serde_json::from_value(known)?;
+            let missing = node.run()?.mesh.iter().find(|address| !known.contains(address));
+            ensure!(missing.is_none(), "{missing:?} of {} is not among {known:?}", node.name());
+        }
+        Ok(())
+    })
+}
+
 #[test]
 fn five_nodes_lose_no_acknowledged_write_while_one_after_another_is_killed() -> Result<()> {
     let scratch = tempfile::tempdir()?;
@@ -143,6 +156,7 @@ fn five_nodes_lose_no_acknowledged_write_while_one_after_another_is_killed() -> 
     let acknowledged = load.stop()?;
     ensure!(acknowledged.values().all(|number| *number > 10), "{acknowledged:?}");
     holds(&testnet, &acknowledged)?;
+    addresses_known(&testnet)?;
     same_state(&testnet)?;
 
     // All at once: what they agree on afterwards is what they agreed on before.
