@@ -1,63 +1,66 @@
 //! Tokens per CPU second, one stream and eight, and what a loaded model takes: `docs/results` has the figures.
 //!
-//! `cargo bench -p engine --features llama --bench engine -- FILE [PROMPT_TOKENS] [ANSWER_TOKENS]`
+//! `cargo bench -p engine --features llama --bench engine -- FILE [PROMPT_WORDS] [ANSWER_TOKENS]`
 
 use std::time::Instant;
 
-use engine::runner::{Answer, Done, Ended, Event, Job, LoadOptions, Loader, Prompt, Runner, Sampling, Spec};
+use engine::runner::{Answer, Done, Event, Job, LoadOptions, Loader, Prompt, Runner, Sampling, Spec};
 use engine::{Config, Error, Llama};
 use futures::future::join_all;
+
+const ROUNDS: u32 = 20;
 
 fn main() {
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
     let file = arguments.next().expect("the first argument is a GGUF file");
     let mut number = |default: usize| arguments.next().map_or(default, |text| text.parse().expect("a number"));
-    let (prompt, answer) = (number(256), number(128));
+    let (prompt, answer) = (number(100), number(128));
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(run(&file, prompt, answer as u32));
 }
 
 async fn run(file: &str, prompt: usize, answer: u32) {
-    println!("file {file}, prompt of {prompt} tokens, answer of {answer}; t/cpu-s is tokens per CPU second");
+    println!(
+        "file {file}, prompts of {prompt} words, answers of {answer} tokens at most; t/cpu-s is tokens per CPU second"
+    );
     for streams in [1, 8] {
         let before = Cost::now();
-        let num_ctx = Some(prompt as u32 + answer + 8);
-        let options = LoadOptions { num_ctx, num_thread: Some(1), ..LoadOptions::default() };
+        let options = LoadOptions { num_thread: Some(1), ..LoadOptions::default() };
         let llama = Llama::new(Config { slots: Some(streams), ..Config::default() });
         let model = llama.load(&Spec { file: file.into(), options }).expect("a model");
         let loaded = Cost::now();
         println!("streams {streams}: loaded in {:.2} s, RSS {} MiB", loaded.wall(&before), resident_mib());
 
-        // Other words for each stream, so that none borrows from another.
-        let read = timed(&*model, (0..streams).map(|stream| job(stream, prompt, 1))).await;
-        let tokens: u32 = read.0.iter().map(|done| done.prompt_tokens - done.reused_tokens).sum();
-        read.1.say("read", tokens);
-        let answered = timed(&*model, (0..streams).map(|stream| job(stream, prompt, answer))).await;
-        let tokens: u32 = answered.0.iter().map(|done| done.output_tokens).sum();
-        assert!(answered.0.iter().all(|done| done.ended == Ended::Length), "an answer ended by itself");
-        answered.1.say("answer", tokens);
+        let read = timed(&*model, streams, |stream, round| job(stream, round, prompt, 1)).await;
+        read.say("read", |done| done.prompt_tokens - done.reused_tokens);
+        let answered = timed(&*model, streams, |stream, round| job(stream, round, 1, answer)).await;
+        answered.say("answer", |done| done.output_tokens);
     }
 }
 
-fn job(stream: u32, prompt: usize, answer: u32) -> Job {
-    let text: String = (0..)
-        .flat_map(|word| format!("{} ", (word * 7919 + stream * 104_729) % 997).into_bytes())
-        .map(char::from)
-        .take(prompt * 8)
-        .collect();
-    // The model must not end by itself; any digit will do.
-    let format = engine::runner::Format::Schema(serde_json::json!({"type": "string", "minLength": 4000}));
+/// Other words for each request, so that none borrows from another. Where the model ends by itself, it ends.
+fn job(stream: u32, round: u32, words: usize, answer: u32) -> Job {
+    let words = (0..words as u32).map(|word| (word * 7919 + stream * 104_729 + round * 1_299_709) % 997);
+    let text: String = words.map(|word| format!("{word} ")).collect();
     let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
-    Job { sampling, format, limit: Some(answer), ..Job::new(Prompt::rendered(text)) }
+    Job { sampling, limit: Some(answer), ..Job::new(Prompt::rendered(text)) }
 }
 
-async fn timed(model: &dyn Runner, jobs: impl Iterator<Item = Job>) -> (Vec<Done>, Spent) {
+/// Each stream asks for one thing after another.
+async fn timed(model: &dyn Runner, streams: u32, job: impl Fn(u32, u32) -> Job) -> Spent {
     let began = Cost::now();
-    let answers = join_all(jobs.map(|job| model.generate(job))).await;
-    let dones = join_all(answers.into_iter().map(|answer| end(answer.expect("taken")))).await;
-    let dones = dones.into_iter().map(|done| done.expect("answered")).collect();
+    let job = &job;
+    let dones = join_all((0..streams).map(|stream| async move {
+        let mut dones = Vec::new();
+        for round in 0..ROUNDS {
+            let answer = model.generate(job(stream, round)).await.expect("taken");
+            dones.push(end(answer).await.expect("answered"));
+        }
+        dones
+    }));
+    let dones = dones.await.concat();
     let now = Cost::now();
-    (dones, Spent { wall: now.wall(&began), cpu: now.cpu - began.cpu })
+    Spent { wall: now.wall(&began), cpu: now.cpu - began.cpu, dones }
 }
 
 async fn end(mut answer: Answer) -> Result<Done, Error> {
@@ -77,6 +80,7 @@ struct Cost {
 struct Spent {
     wall: f64,
     cpu: f64,
+    dones: Vec<Done>,
 }
 
 impl Cost {
@@ -90,7 +94,8 @@ impl Cost {
 }
 
 impl Spent {
-    fn say(&self, what: &str, tokens: u32) {
+    fn say(&self, what: &str, count: impl Fn(&Done) -> u32) {
+        let tokens: u32 = self.dones.iter().map(count).sum();
         let rate = f64::from(tokens) / self.cpu;
         println!("  {what}: {tokens} tokens, {:.3} s wall, {:.3} s CPU, {rate:.0} t/cpu-s", self.wall, self.cpu);
     }

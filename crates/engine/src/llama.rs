@@ -84,6 +84,7 @@ impl Llama {
             context_trained: trained,
             slots,
             only_embeds: facts.embeds,
+            layers: facts.block_count.unwrap_or(0).saturating_add(1),
             weight_bytes: facts.weight_bytes,
             context_bytes: bytes_for(slots).saturating_sub(facts.weight_bytes),
         })

@@ -1,6 +1,8 @@
-//! Which slots take part in the next step, and with how many tokens: pure, decided anew before each step.
+//! What goes where: which slots take part in the next step and with how many tokens, which layers go to a GPU. Pure.
 
 use std::time::Duration;
+
+use crate::runner::Need;
 
 /// Tokens one step carries for all slots together.
 pub(crate) type Share = Vec<(usize, usize)>;
@@ -85,6 +87,20 @@ impl Pace {
     }
 }
 
+/// Memory of GPUs that is left to others and to what llama.cpp computes with.
+const GPU_MARGIN_BYTES: u64 = 1 << 30;
+
+/// How many of a model's layers a GPU with so many free bytes can take, each with its part of the context; `None` is
+/// all of them. Layers are taken to be equal, which errs by less than the margin.
+pub(crate) fn layers_that_fit(layers: u64, need: Need, free: u64) -> Option<u32> {
+    let usable = free.saturating_sub(GPU_MARGIN_BYTES);
+    if need.total() <= usable {
+        return None;
+    }
+    let each = (need.total() / layers.max(1)).max(1);
+    Some(u32::try_from(usable / each).unwrap_or(u32::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -105,6 +121,17 @@ mod tests {
     fn two_prompts_share_and_the_short_one_leaves_the_rest() {
         assert_eq!(share(&[turn(0, 1000), turn(1, 1000)], 512), [(0, 256), (1, 256)]);
         assert_eq!(share(&[turn(0, 1000), turn(1, 10)], 512), [(0, 502), (1, 10)]);
+    }
+
+    #[test]
+    fn layers_go_to_the_gpu_as_far_as_they_fit() {
+        let gib = 1 << 30;
+        let need = Need { weights: 30 * gib, context: 3 * gib };
+        assert_eq!(layers_that_fit(33, need, 40 * gib), None);
+        assert_eq!(layers_that_fit(33, need, 34 * gib), None);
+        assert_eq!(layers_that_fit(33, need, 12 * gib), Some(11));
+        assert_eq!(layers_that_fit(33, need, gib), Some(0));
+        assert_eq!(layers_that_fit(0, Need::default(), 0), None);
     }
 
     #[test]

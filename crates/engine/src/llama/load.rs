@@ -14,10 +14,10 @@ use llama_cpp_2::{LlamaBackendDeviceType, LogOptions, list_llama_ggml_backend_de
 use super::embed::{Embedder, TEXTS_MAX, TOKENS_MAX};
 use super::worker::{Command, Generating, Worker};
 use crate::error::Error;
-use crate::machine;
 use crate::reuse::Memory;
-use crate::runner::{Facts, Spec};
+use crate::runner::{Facts, Need, Spec};
 use crate::window::Window;
+use crate::{machine, plan};
 
 /// Tokens of one batch, where a request does not say.
 const BATCH: u32 = 512;
@@ -37,6 +37,8 @@ pub(super) struct Plan {
     pub(super) only_embeds: bool,
     pub(super) weight_bytes: u64,
     pub(super) context_bytes: u64,
+    /// Those with weights of their own, and the output as one more.
+    pub(super) layers: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -63,8 +65,8 @@ fn backend() -> Result<&'static LlamaBackend, Error> {
 
 /// The body of a model's thread: loads, says how that went, then works until it is told to stop.
 pub(super) fn run(plan: Plan, inbox: Receiver<Command>, ready: SyncSender<Result<Ready, Error>>) {
-    let loaded = load(&plan);
-    let model = match loaded {
+    let gpu_layers = plan.gpu_layers();
+    let model = match load(&plan, gpu_layers) {
         Ok(model) => model,
         Err(error) => return told(&ready, Err(error)),
     };
@@ -72,7 +74,7 @@ pub(super) fn run(plan: Plan, inbox: Receiver<Command>, ready: SyncSender<Result
         Ok(worker) => worker,
         Err(error) => return told(&ready, Err(error)),
     };
-    let facts = facts(&plan, &model);
+    let facts = facts(&plan, &model, gpu_layers.unwrap_or(0));
     told(&ready, Ok(Ready { model: model.clone(), facts, embed_tokens: plan.embed_tokens() }));
     worker.run();
 }
@@ -82,11 +84,11 @@ fn told(ready: &SyncSender<Result<Ready, Error>>, how: Result<Ready, Error>) {
     let _ = ready.send(how);
 }
 
-fn load(plan: &Plan) -> Result<Arc<LlamaModel>, Error> {
+fn load(plan: &Plan, gpu_layers: Option<u32>) -> Result<Arc<LlamaModel>, Error> {
     let backend = backend()?;
     let options = &plan.spec.options;
     let mut params = LlamaModelParams::default().with_use_mmap(options.use_mmap.unwrap_or(true));
-    if let Some(layers) = options.num_gpu {
+    if let Some(layers) = gpu_layers {
         params = params.with_n_gpu_layers(layers);
     }
     if let Some(gpu) = options.main_gpu.and_then(|gpu| i32::try_from(gpu).ok()) {
@@ -117,6 +119,20 @@ fn generating<'m>(plan: &Plan, model: &'m LlamaModel) -> Result<Generating<'m>, 
 }
 
 impl Plan {
+    /// Layers to put on GPUs, as asked or as fit; `None` without a GPU.
+    fn gpu_layers(&self) -> Option<u32> {
+        let free = gpu_memory()?;
+        let need = Need { weights: self.weight_bytes, context: self.context_bytes };
+        let all = || u32::try_from(self.layers).unwrap_or(u32::MAX);
+        Some(self.spec.options.num_gpu.or_else(|| plan::layers_that_fit(self.layers, need, free)).unwrap_or_else(all))
+    }
+
+    /// An estimate: llama.cpp does not tell where its buffers are.
+    fn share_of(&self, size: u64, layers: u32) -> u64 {
+        let all = self.layers.max(1);
+        (u128::from(size) * u128::from(u64::from(layers).min(all)) / u128::from(all)) as u64
+    }
+
     /// Of one text to embed.
     fn embed_tokens(&self) -> u32 {
         self.context.min(TOKENS_MAX)
@@ -159,11 +175,11 @@ impl Plan {
     }
 }
 
-fn facts(plan: &Plan, model: &LlamaModel) -> Facts {
+fn facts(plan: &Plan, model: &LlamaModel, gpu_layers: u32) -> Facts {
     let size = model.size().saturating_add(plan.context_bytes);
     Facts {
         size,
-        size_gpu: on_gpu(plan, model, size),
+        size_gpu: plan.share_of(size, gpu_layers),
         context: plan.context,
         context_trained: plan.context_trained,
         slots: if plan.only_embeds { 1 } else { plan.slots },
@@ -172,13 +188,9 @@ fn facts(plan: &Plan, model: &LlamaModel) -> Facts {
     }
 }
 
-/// An estimate by layers: llama.cpp does not tell where its buffers are. Without a word on layers, all go there.
-fn on_gpu(plan: &Plan, model: &LlamaModel, size: u64) -> u64 {
+/// Free bytes of all GPUs together; `None` without any.
+fn gpu_memory() -> Option<u64> {
     let is_gpu = |kind| matches!(kind, LlamaBackendDeviceType::Gpu | LlamaBackendDeviceType::IntegratedGpu);
-    if !list_llama_ggml_backend_devices().iter().any(|device| is_gpu(device.device_type)) {
-        return 0;
-    }
-    let layers = u64::from(model.n_layer()) + 1;
-    let there = plan.spec.options.num_gpu.map_or(layers, u64::from).min(layers);
-    (u128::from(size) * u128::from(there) / u128::from(layers)) as u64
+    let gpus = list_llama_ggml_backend_devices().into_iter().filter(|device| is_gpu(device.device_type));
+    gpus.map(|gpu| gpu.memory_free as u64).reduce(u64::saturating_add)
 }

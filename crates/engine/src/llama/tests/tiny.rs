@@ -23,7 +23,7 @@ const FIRST_CHARACTER: usize = 3 + 256;
 
 pub(super) fn write(folder: &Path) -> PathBuf {
     let path = folder.join("tiny.gguf");
-    fs::write(&path, bytes()).unwrap();
+    fs::write(&path, bytes()).expect("a folder to write to");
     path
 }
 
@@ -89,7 +89,7 @@ fn vocabulary() -> (Vec<String>, Vec<i32>) {
 
 /// Norms are ones; what would say anything but a character is zero; the rest is random, and always the same.
 fn fill(bytes: &mut [u8]) {
-    let header = Header::parse(bytes, bytes.len() as u64).unwrap();
+    let header = Header::parse(bytes, bytes.len() as u64).expect("a header that was just written");
     let start = header.data_start();
     let tensors: Vec<(String, usize, usize)> = header
         .tensors()
