@@ -34,6 +34,8 @@ pub(super) struct Answering {
     /// What came of one event and was not yet taken.
     ready: VecDeque<Part>,
     thinking: Option<Thinking>,
+    /// How the first of two jobs ended.
+    thought: Option<Done>,
     lease: Lease,
 }
 
@@ -51,7 +53,7 @@ const CLOSE: &str = "</think>";
 impl Answering {
     pub(super) async fn start(lease: Lease, job: Job, reader: Reader) -> Result<Self, Error> {
         let answer = lease.generate(job).await?;
-        Ok(Self { answer, reader: Some(reader), ready: VecDeque::new(), thinking: None, lease })
+        Ok(Self { answer, reader: Some(reader), ready: VecDeque::new(), thinking: None, thought: None, lease })
     }
 
     /// Two jobs in a row: one free, to the end of the thoughts, and one that has them in its prompt and is bound.
@@ -86,7 +88,7 @@ impl Answering {
         let piece = reader.push(text);
         match &mut self.thinking {
             // It answers without having thought: not in this form.
-            Some(_) if !piece.content.is_empty() || !piece.calls.is_empty() => return self.bind(false).await,
+            Some(_) if !piece.content.is_empty() || !piece.calls.is_empty() => return self.bind(None).await,
             Some(thinking) => thinking.thoughts.push_str(text),
             None => {}
         }
@@ -98,31 +100,50 @@ impl Answering {
 
     async fn done(&mut self, done: Done) -> Result<(), Error> {
         if self.thinking.is_some() && done.ended == Ended::Stop {
-            return self.bind(true).await;
+            return self.bind(Some(done)).await;
         }
         let piece = self.reader.take().map(Reader::finish).unwrap_or_default();
         if !piece.is_empty() {
             self.ready.push_back(Part::Piece { piece, logprobs: Vec::new() });
         }
-        self.ready.push_back(Part::Done(done));
+        let whole = match self.thought.take() {
+            Some(thought) => sum(thought, done),
+            None => done,
+        };
+        self.ready.push_back(Part::Done(whole));
         Ok(())
     }
 
     /// From thinking to answering. The first job's tokens are found again in the second's prompt, and reused there.
-    async fn bind(&mut self, thought: bool) -> Result<(), Error> {
+    async fn bind(&mut self, thought: Option<Done>) -> Result<(), Error> {
         let Some(Thinking { then, thoughts }) = self.thinking.take() else { return Ok(()) };
         let Structured { mut job, format } = then;
-        if thought && !thoughts.trim().is_empty() {
+        if thought.is_some() && !thoughts.trim().is_empty() {
             job.prompt = Prompt::rendered(format!("{}{}\n{CLOSE}\n\n", job.prompt.text, thoughts.trim_end()));
         }
         job.format = format;
+        let used = thought.as_ref().map_or(0, |thought| thought.output_tokens);
+        job.limit = job.limit.map(|limit| limit.saturating_sub(used));
         let rest = self.reader.replace(Reader::plain()).map(Reader::finish).unwrap_or_default();
-        if thought && !rest.thinking.is_empty() {
+        if thought.is_some() && !rest.thinking.is_empty() {
             let piece = Piece { thinking: rest.thinking, ..Piece::default() };
             self.ready.push_back(Part::Piece { piece, logprobs: Vec::new() });
         }
+        self.thought = thought;
         // The old answer goes, and with it its request.
         self.answer = self.lease.generate(job).await?;
         Ok(())
+    }
+}
+
+/// Of two jobs in a row, as one: the second's prompt is the first's and what came of it.
+fn sum(first: Done, second: Done) -> Done {
+    Done {
+        prompt_tokens: first.prompt_tokens,
+        reused_tokens: first.reused_tokens,
+        prompt_time: first.prompt_time + second.prompt_time,
+        output_tokens: first.output_tokens.saturating_add(second.output_tokens),
+        output_time: first.output_time + second.output_time,
+        ..second
     }
 }

@@ -234,7 +234,9 @@ async fn calls_of_tools_are_told_as_calls() {
 async fn a_format_binds_behind_the_thoughts() {
     let rig = Rig::with(THINKER, &Texts::default(), 4096).await;
     let schema = json!({ "type": "object", "properties": { "z": {}, "a": {} } });
-    let request = json!({ "model": "tiny", "messages": [user("Hi")], "format": schema, "stream": false });
+    let options = json!({ "num_predict": 10 });
+    let request =
+        json!({ "model": "tiny", "messages": [user("Hi")], "format": schema, "stream": false, "options": options });
     rig.script.says([text("hm "), text("so"), done(Ended::Stop)]);
     rig.script.says([text("{}"), done(Ended::Stop)]);
     let told = rig.post("/api/chat", &request).await;
@@ -242,7 +244,9 @@ async fn a_format_binds_behind_the_thoughts() {
         (&told.json()["message"]["thinking"], &told.json()["message"]["content"]),
         (&json!("hm so"), &json!("{}"))
     );
+    assert_eq!((&told.json()["prompt_eval_count"], &told.json()["eval_count"]), (&json!(5), &json!(4)));
     let jobs = rig.script.jobs();
+    assert_eq!((jobs[0].limit, jobs[1].limit), (Some(10), Some(8)));
     assert_eq!((&jobs[0].format, &jobs[0].stop), (&Format::Free, &vec!["</think>".to_owned()]));
     assert_eq!(jobs[1].prompt.text, "[user]Hi[assistant]<think>hm so\n</think>\n\n");
     let Format::Schema(bound) = &jobs[1].format else { panic!("{:?}", jobs[1].format) };
