@@ -206,7 +206,7 @@ impl Runner for Model {
                 let (prompt, window) = fit(prompt, model, &job, context)?;
                 let seen: Vec<_> = prompt.iter().map(|token| LlamaToken(*token as i32)).collect();
                 Ok(Request {
-                    chooser: Chooser::new(model, &job.sampling, &job.format, &seen)?,
+                    chooser: Chooser::new(model, &job, &seen)?,
                     writer: Writer::new(StopStrings::new(job.stop), window.limit(job.limit)),
                     prompt,
                     window,

@@ -124,6 +124,8 @@ impl Prompt {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Job {
     pub prompt: Prompt,
+    /// How the answer begins, which is not said again: the model is made to write it, in tokens of its own choice.
+    pub begun: String,
     pub sampling: Sampling,
     /// The answer ends before the first of these to appear; empty ones are ignored.
     pub stop: Vec<String>,
@@ -147,6 +149,7 @@ impl Job {
     pub fn new(prompt: Prompt) -> Self {
         Self {
             prompt,
+            begun: String::new(),
             sampling: Sampling::default(),
             stop: Vec::new(),
             limit: None,

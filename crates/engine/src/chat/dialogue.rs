@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::template::Context;
 use super::thinking::{CLOSE, OPEN};
 use super::{Error, Marks, Reader, Template};
+use crate::text::split_tail;
 
 /// What llama.cpp falls back to as well, for files that bring no template.
 const CHATML: &str = "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n\
@@ -37,6 +38,8 @@ pub struct Talk<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rendered {
     pub prompt: String,
+    /// The end of what is gone on with, which belongs behind the prompt: see [`split_tail`].
+    pub begun: String,
     pub start: Start,
 }
 
@@ -123,23 +126,28 @@ impl Dialogue {
                 prompt.push_str(OPEN);
                 prompt.push('\n');
             }
-            prompt.push_str(thinking);
             if content.is_empty() {
-                return Rendered { prompt, start: Start::Thinking };
+                return cut(prompt, thinking, Start::Thinking);
             }
+            prompt.push_str(thinking);
         }
         if content.is_empty() {
             let start = if opened { Start::Thinking } else { Start::Fresh };
-            return Rendered { prompt, start };
+            return Rendered { prompt, begun: String::new(), start };
         }
         if opened || (self.thinks && !thinking.is_empty()) {
             prompt.push('\n');
             prompt.push_str(CLOSE);
             prompt.push_str("\n\n");
         }
-        prompt.push_str(content);
-        Rendered { prompt, start: Start::Content }
+        cut(prompt, content, Start::Content)
     }
+}
+
+fn cut(mut prompt: String, text: &str, start: Start) -> Rendered {
+    let (head, tail) = split_tail(text);
+    prompt.push_str(head);
+    Rendered { prompt, begun: tail.to_owned(), start }
 }
 
 /// The messages to render, and the one to go on with. One without a word in it is nothing to go on with.
@@ -213,7 +221,9 @@ mod tests {
 
     fn render(dialogue: &Dialogue, messages: &[Message], think: Option<Think>) -> Result<(String, Start), Error> {
         let talk = Talk { messages, tools: &[], think };
-        dialogue.render(talk, SystemTime::UNIX_EPOCH).map(|rendered| (rendered.prompt, rendered.start))
+        dialogue
+            .render(talk, SystemTime::UNIX_EPOCH)
+            .map(|rendered| (rendered.prompt + &rendered.begun, rendered.start))
     }
 
     /// Opens the thoughts itself unless told not to, as many do.
@@ -249,6 +259,9 @@ mod tests {
             dialogue(Some("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant] "), None);
         let begun = [said("user", "Hi"), said("assistant", "Yes, ")];
         assert_eq!(render(&plain, &begun, None).unwrap(), ("[user]Hi[assistant] Yes, ".to_owned(), Start::Content));
+        let talk = Talk { messages: &begun, tools: &[], think: None };
+        let rendered = plain.render(talk, SystemTime::UNIX_EPOCH).unwrap();
+        assert_eq!((rendered.prompt.as_str(), rendered.begun.as_str()), ("[user]Hi[assistant] Yes,", " "));
         let empty = [said("user", "Hi"), said("assistant", "")];
         assert_eq!(render(&plain, &empty, None).unwrap(), ("[user]Hi[assistant] ".to_owned(), Start::Fresh));
 

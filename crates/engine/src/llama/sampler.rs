@@ -7,10 +7,12 @@ use llama_cpp_2::sampling::LlamaSampler;
 use llama_cpp_2::token::LlamaToken;
 use llama_cpp_2::token::data::LlamaTokenData;
 use llama_cpp_2::token::data_array::LlamaTokenDataArray;
+use llama_cpp_2::vocab::LlamaVocab;
 
 use crate::error::Error;
 use crate::logits;
-use crate::runner::{Format, Sampling};
+use crate::runner::{Format, Job, Sampling};
+use crate::text::Begun;
 
 /// Ollama's `json` is an object, not just any value.
 const ANY_OBJECT: &str = r#"{"type":"object"}"#;
@@ -24,30 +26,34 @@ pub(super) struct Chooser {
     /// `None` takes the likeliest token of the logits as they are.
     chain: Option<LlamaSampler>,
     grammar: Option<LlamaSampler>,
+    pub(super) begun: Begun,
 }
 
 impl Chooser {
     /// May take long for a large schema. `prompt` is what the penalties see of it.
-    pub(super) fn new(
-        model: &LlamaModel,
-        sampling: &Sampling,
-        format: &Format,
-        prompt: &[LlamaToken],
-    ) -> Result<Self, Error> {
-        let grammar = match format {
+    pub(super) fn new(model: &LlamaModel, job: &Job, prompt: &[LlamaToken]) -> Result<Self, Error> {
+        let grammar = match &job.format {
             Format::Free => None,
             Format::Json => Some(grammar(model, ANY_OBJECT)?),
             Format::Schema(schema) => Some(grammar(model, &schema.to_string())?),
         };
-        Ok(Self { chain: chain(model, sampling, prompt), grammar })
+        Ok(Self { chain: chain(model, &job.sampling, prompt), grammar, begun: Begun::new(&job.begun) })
     }
 
     /// Chooses from row `row` of the last decoded batch.
-    pub(super) fn choose(&mut self, context: &LlamaContext<'_>, row: i32) -> Result<LlamaToken, Error> {
+    pub(super) fn choose(
+        &mut self,
+        context: &LlamaContext<'_>,
+        vocab: &LlamaVocab<'_>,
+        row: i32,
+    ) -> Result<LlamaToken, Error> {
         let logits = context.get_logits_ith(row);
         // A file with broken weights makes these; llama.cpp's samplers stop the process at them.
         if !logits::usable(logits) {
             return Err(Error::Step { reason: "the model computes no usable probabilities".to_owned() });
+        }
+        if !self.begun.is_over() {
+            return self.choose_again(context, vocab, row);
         }
         let Some(grammar) = &mut self.grammar else {
             return Ok(match &mut self.chain {
@@ -68,6 +74,33 @@ impl Chooser {
         };
         grammar.try_accept(token).map_err(|_| no_token())?;
         if let Some(chain) = &mut self.chain {
+            chain.accept(token);
+        }
+        Ok(token)
+    }
+}
+
+impl Chooser {
+    /// A token of what was begun. A grammar is for what comes behind it.
+    fn choose_again(
+        &mut self,
+        context: &LlamaContext<'_>,
+        vocab: &LlamaVocab<'_>,
+        row: i32,
+    ) -> Result<LlamaToken, Error> {
+        let (begun, chain) = (&self.begun, &mut self.chain);
+        let admits =
+            |token: LlamaToken| !vocab.is_eog(token) && begun.admits(&vocab.token_to_piece(token, false, None));
+        let token = match pick(chain, context.token_data_array_ith(row)) {
+            Some(token) if admits(token) => token,
+            // All of the vocabulary is spelt for this, once or a few times in a request.
+            _ => {
+                let mut candidates = context.token_data_array_ith(row);
+                candidates.data.retain(|candidate| admits(candidate.id()));
+                pick(chain, candidates).ok_or_else(no_token)?
+            }
+        };
+        if let Some(chain) = chain {
             chain.accept(token);
         }
         Ok(token)

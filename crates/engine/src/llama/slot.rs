@@ -142,7 +142,7 @@ impl Slot {
             let written = work.request.writer.end(Ended::Length);
             return self.say(written);
         }
-        let token = match work.request.chooser.choose(context, row) {
+        let token = match work.request.chooser.choose(context, vocab, row) {
             Ok(token) => token,
             Err(error) => {
                 if let Some(request) = self.release() {
@@ -153,8 +153,16 @@ impl Slot {
         };
         let show = work.request.show_special;
         let bytes = vocab.token_to_piece(token, show, None);
-        let logprob = work.request.logprobs.map(|top| logprob(context.get_logits_ith(row), vocab, token, top));
-        let written = work.request.writer.push(Spelled { bytes: &bytes, ends: vocab.is_eog(token), logprob });
+        let again = !work.request.chooser.begun.is_over();
+        let bytes = work.request.chooser.begun.take(&bytes);
+        if again && bytes.is_empty() {
+            // Said already, and no part of what was asked for.
+            self.tokens.push(token.0 as Token);
+            return self.say(Written::default());
+        }
+        let logprob =
+            work.request.logprobs.filter(|_| !again).map(|top| logprob(context.get_logits_ith(row), vocab, token, top));
+        let written = work.request.writer.push(Spelled { bytes, ends: vocab.is_eog(token), logprob });
         self.tokens.push(token.0 as Token);
         self.say(written)
     }

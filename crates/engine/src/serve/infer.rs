@@ -79,7 +79,7 @@ pub(super) async fn generate(server: Arc<Server>, body: Bytes) -> Result<Reply, 
         return Ok(reply::json(&ready.teller.loaded()));
     }
     if raw {
-        let rendered = Rendered { prompt, start: Start::Fresh };
+        let rendered = Rendered { prompt, begun: String::new(), start: Start::Fresh };
         return answer(ready, &common, rendered, &[]).await;
     }
     let model = &ready.found.known.model;
@@ -250,7 +250,7 @@ impl Fitting<'_> {
     }
 
     async fn count(&self, rendered: &Rendered) -> Result<usize, Failure> {
-        Ok(self.ready.lease.tokenize(Prompt::rendered(rendered.prompt.clone())).await?.len())
+        Ok(self.ready.lease.tokenize(Prompt::rendered(format!("{}{}", rendered.prompt, rendered.begun))).await?.len())
     }
 
     /// With all messages from `first` on.
@@ -262,8 +262,8 @@ impl Fitting<'_> {
             let kept = messages[..first].iter().filter(|message| message.role == "system");
             let messages: Vec<Message> = kept.chain(&messages[first..]).cloned().collect();
             let talk = Talk { messages: &messages, tools: &tools, think };
-            let Rendered { prompt, start } = known.dialogue.render(talk, SystemTime::now())?;
-            Ok(Rendered { prompt: earlier + &prompt, start })
+            let rendered = known.dialogue.render(talk, SystemTime::now())?;
+            Ok(Rendered { prompt: earlier + &rendered.prompt, ..rendered })
         });
         rendered.await
     }
@@ -272,13 +272,15 @@ impl Fitting<'_> {
 async fn answer(ready: Ready, common: &Common, rendered: Rendered, tools: &[Value]) -> Result<Reply, Failure> {
     let Ready { found, options, lease, think, teller } = ready;
     if common.debug_render_only {
-        return Ok(reply::json(&teller.rendered(DebugInfo { rendered_template: rendered.prompt, image_count: 0 })));
+        let rendered_template = rendered.prompt + &rendered.begun;
+        return Ok(reply::json(&teller.rendered(DebugInfo { rendered_template, image_count: 0 })));
     }
     let format = settings::format(common.format.clone())?;
     let dialogue = &found.known.dialogue;
     let talk = Talk { messages: &[], tools, think };
     let mut job = settings::job(&rendered.prompt, &options, common);
     // Marks of thoughts and calls are control tokens to some models.
+    job.begun.clone_from(&rendered.begun);
     job.show_special = !tools.is_empty() || dialogue.can_think();
     let reader = dialogue.reader(talk, rendered.start);
     let answering = begin(lease, job, format, reader, dialogue, think, rendered).await?;

@@ -119,7 +119,12 @@ impl Answering {
         let Some(Thinking { then, thoughts }) = self.thinking.take() else { return Ok(()) };
         let Structured { mut job, format } = then;
         if thought.is_some() && !thoughts.trim().is_empty() {
-            job.prompt = Prompt::rendered(format!("{}{}\n{CLOSE}\n\n", job.prompt.text, thoughts.trim_end()));
+            job.prompt =
+                Prompt::rendered(format!("{}{}{}\n{CLOSE}\n\n", job.prompt.text, job.begun, thoughts.trim_end()));
+        }
+        if thought.is_some() {
+            // It stands in the prompt now.
+            job.begun.clear();
         }
         job.format = format;
         let used = thought.as_ref().map_or(0, |thought| thought.output_tokens);
