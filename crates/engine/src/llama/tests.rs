@@ -132,6 +132,23 @@ async fn a_conversation_reads_only_what_is_new() {
 }
 
 #[tokio::test]
+async fn what_was_begun_is_written_again_and_not_said() {
+    let model = load(1);
+    let whole = run(&model, greedy("Tell me.", 30)).await.text;
+    for cut in [1, 2, 9, 29] {
+        let job = Job { begun: whole[..cut].to_owned(), ..greedy("Tell me.", 30 - cut as u32) };
+        let rest = run(&model, job).await;
+        assert_eq!((rest.text.as_str(), rest.logprobs.len()), (&whole[cut..], 30 - cut), "cut at {cut}");
+    }
+    // Of what the model would not say by itself all is written too.
+    let sampling = Sampling { temperature: 1.0, seed: Some(7), ..Sampling::default() };
+    let job = Job { begun: " xyzzy, naïve".to_owned(), sampling, ..greedy("Tell me.", 5) };
+    let unlikely = run(&model, job).await;
+    let all = model.detokenize(unlikely.done.context).await.unwrap();
+    assert_eq!(all, format!("<s>Tell me. xyzzy, naïve{}", unlikely.text));
+}
+
+#[tokio::test]
 async fn a_request_that_runs_lends_its_beginning() {
     let model = load(2);
     let beginning = "You answer questions, shortly and kindly. ";
