@@ -11,9 +11,9 @@ use engine::{Config, Llama};
 #[path = "../src/llama/tests/tiny.rs"]
 mod tiny;
 
-/// So that the memory of their contexts is more than an allocator keeps for later, which is up to 32 MiB.
-const SLOTS: u32 = 256;
-const ROUNDS: usize = 8;
+/// So that their contexts take 64 MiB: up to 32 an allocator keeps for later.
+const SLOTS: u32 = 128;
+const ROUNDS: usize = 6;
 
 #[tokio::test]
 async fn a_dropped_model_gives_its_memory_back() {
@@ -37,8 +37,8 @@ async fn a_dropped_model_gives_its_memory_back() {
     // The first round also pays for what stays, such as threads' arenas.
     let (first, last) = (unloaded[0], unloaded[ROUNDS - 1]);
     let takes = loaded[0].saturating_sub(unloaded[0]);
-    assert!(takes > 1024, "a load takes {takes} KiB, too little to be told from noise");
-    assert!(last < first + takes, "{unloaded:?} KiB after each unload, {loaded:?} before");
+    assert!(takes > 60 << 10, "a load takes {takes} KiB, too little to be told from noise");
+    assert!(last < first + takes * 3 / 4, "{unloaded:?} KiB after each unload, {loaded:?} before");
 }
 
 fn resident_kib() -> u64 {

@@ -11,7 +11,7 @@ const WIDTH: u64 = 64;
 const CACHED: u64 = 32;
 const INNER: u64 = 96;
 const LAYERS: u32 = 2;
-pub(super) const CONTEXT: u32 = 512;
+pub(super) const CONTEXT: u32 = 2048;
 
 const NORMAL: i32 = 1;
 const UNKNOWN: i32 = 2;
