@@ -9,7 +9,10 @@ use std::{
     fmt,
     ops::{RangeBounds, RangeInclusive},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, RwLock},
+    sync::{
+        Arc, Mutex, MutexGuard, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::JoinHandle,
 };
 
@@ -108,6 +111,8 @@ struct Shared {
     room: Arc<Semaphore>,
     failure: watch::Sender<Option<Error>>,
     reserve: Option<Reserve>,
+    /// A disk in memory has no reserve, but may be told to be full.
+    full: Arc<AtomicBool>,
     path: PathBuf,
 }
 
@@ -124,7 +129,7 @@ impl Log {
         let kv: Arc<dyn KvLog> = Arc::new(kv);
         let (ledger, opened) = Ledger::open(kv.clone(), Box::new(marks), &config.dir, config.cache)?;
         while reserve.take_some()? {}
-        let shared = Shared::new(kv, opened, config.cache, Some(reserve), config.dir.clone());
+        let shared = Shared::new(kv, opened, config.cache, Some(reserve), Arc::default(), config.dir.clone());
         let writer = Writer::new(ledger, shared.clone());
         let (ops, queue) = queue::queue();
         let thread = std::thread::Builder::new()
@@ -144,7 +149,7 @@ impl Log {
         let mounted = disk.mount();
         let kv: Arc<dyn KvLog> = Arc::new(mounted.clone());
         let (ledger, opened) = Ledger::open(kv.clone(), Box::new(mounted), Mounted::path(), cache)?;
-        let shared = Shared::new(kv, opened, cache, None, Mounted::path().into());
+        let shared = Shared::new(kv, opened, cache, None, disk.full(), Mounted::path().into());
         let writer = Writer::new(ledger, shared.clone());
         Ok(Log { shared, backend: Backend::Inline(Arc::new(Mutex::new(writer))) })
     }
@@ -284,10 +289,22 @@ impl Log {
         Ok(records)
     }
 
+    /// What `read_within` would give, if that is in memory.
+    pub fn read_cached(&self, range: impl RangeBounds<u64>, bytes_max: usize) -> Option<Vec<Record>> {
+        let Some(wanted) = inclusive(&range) else { return Some(Vec::new()) };
+        match self.shared.view().part(wanted, bytes_max) {
+            view::Part::None => Some(Vec::new()),
+            view::Part::Cached(found) => Some(found),
+            view::Part::OnDisk(_) => None,
+        }
+    }
+
     /// How the disk stands. Also the occasion on which the reserve is taken back once there is room for it: ask every
     /// few seconds.
     pub fn space(&self) -> Result<Space, Error> {
-        let Some(reserve) = &self.shared.reserve else { return Ok(Space::UNLIMITED) };
+        let Some(reserve) = &self.shared.reserve else {
+            return Ok(if self.has_room() { Space::UNLIMITED } else { Space { free: 0, low: true } });
+        };
         let space = reserve.space()?;
         if let Backend::Thread(ops) = &self.backend
             && reserve.could_take(space)
@@ -297,6 +314,15 @@ impl Log {
             let _ = ops.send(Op::TakeReserve { room });
         }
         Ok(space)
+    }
+
+    /// Whether new work should be taken: not while the reserve is in use. Cheap where there is plenty of room. Like
+    /// `space`, asking is what gets the reserve taken back.
+    pub fn has_room(&self) -> bool {
+        match &self.shared.reserve {
+            Some(reserve) => reserve.saw_plenty() || self.space().is_ok_and(|space| !space.low),
+            None => !self.shared.full.load(Ordering::Relaxed),
+        }
     }
 
     /// Returns when the store has stopped: a write or sync failed, damage was found, or it was closed. Nothing is
@@ -340,6 +366,8 @@ impl Log {
         if let Some(reserve) = &self.shared.reserve {
             let queued = QUEUE_BYTES.saturating_sub(self.shared.room.available_permits());
             reserve.admit(purpose, queued as u64)?;
+        } else if purpose == Purpose::Records && !self.has_room() {
+            return Err(Error::NoSpace { path: self.shared.path.clone() });
         }
         match &self.backend {
             Backend::Thread(ops) => {
@@ -384,13 +412,21 @@ impl Worker {
 }
 
 impl Shared {
-    fn new(kv: Arc<dyn KvLog>, opened: Opened, cache: usize, reserve: Option<Reserve>, path: PathBuf) -> Arc<Shared> {
+    fn new(
+        kv: Arc<dyn KvLog>,
+        opened: Opened,
+        cache: usize,
+        reserve: Option<Reserve>,
+        full: Arc<AtomicBool>,
+        path: PathBuf,
+    ) -> Arc<Shared> {
         Arc::new(Shared {
             kv: RwLock::new(Some(kv)),
             view: Mutex::new(View::new(opened, cache)),
             room: Arc::new(Semaphore::new(QUEUE_BYTES)),
             failure: watch::Sender::new(None),
             reserve,
+            full,
             path,
         })
     }

@@ -102,6 +102,13 @@ impl Reserve {
         if self.free()? >= needed { Ok(()) } else { Err(Error::NoSpace { path: self.dir.clone() }) }
     }
 
+    /// Whether there was plenty of room a moment ago, with the reserve untouched.
+    pub(crate) fn saw_plenty(&self) -> bool {
+        let seen = *self.plenty.lock().expect("no holder panics");
+        seen.is_some_and(|seen| seen.elapsed() < LOOK_EVERY)
+            && *self.held.lock().expect("no holder panics") == self.bytes
+    }
+
     /// Takes the reserve, or a step of it, if there is room for it and for some work besides. Says whether to go on.
     pub(crate) fn take_some(&self) -> Result<bool, Error> {
         let mut held = self.held.lock().expect("no holder panics");

@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     ops::RangeInclusive,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use super::{Change, Key, KvLog};
@@ -17,7 +20,10 @@ use crate::{
 /// What stays when a simulated node stops. A log opened on it shuts out the logs opened before, as a restarted process
 /// has nothing to fear from its predecessor's leftovers.
 #[derive(Debug, Clone, Default)]
-pub struct MemoryDisk(Arc<Mutex<Platter>>);
+pub struct MemoryDisk {
+    platter: Arc<Mutex<Platter>>,
+    full: Arc<AtomicBool>,
+}
 
 #[derive(Debug, Default)]
 struct Platter {
@@ -32,15 +38,30 @@ impl MemoryDisk {
         MemoryDisk::default()
     }
 
+    /// A full disk refuses records and takes everything else.
+    pub fn set_full(&self, full: bool) {
+        self.full.store(full, Ordering::Relaxed);
+    }
+
+    /// Where the log on it ends.
+    pub fn last_index(&self) -> Option<u64> {
+        let platter = self.platter.lock().expect("no holder panics");
+        platter.entries.last_key_value().map(|(index, _)| *index)
+    }
+
+    pub(crate) fn full(&self) -> Arc<AtomicBool> {
+        self.full.clone()
+    }
+
     /// Changes a record behind everybody's back, as a failing disk would.
     #[cfg(test)]
     pub(crate) fn damage(&self, index: u64) {
-        let mut platter = self.0.lock().expect("no holder panics");
+        let mut platter = self.platter.lock().expect("no holder panics");
         platter.entries.get_mut(&index).expect("the test wrote it").record.bytes = b"something else".as_slice().into();
     }
 
     pub(crate) fn mount(&self) -> Mounted {
-        let mut platter = self.0.lock().expect("no holder panics");
+        let mut platter = self.platter.lock().expect("no holder panics");
         platter.mounts += 1;
         Mounted { disk: self.clone(), mount: platter.mounts }
     }
@@ -55,7 +76,7 @@ pub(crate) struct Mounted {
 
 impl Mounted {
     fn platter(&self) -> Result<MutexGuard<'_, Platter>, Error> {
-        let platter = self.disk.0.lock().expect("no holder panics");
+        let platter = self.disk.platter.lock().expect("no holder panics");
         if platter.mounts == self.mount { Ok(platter) } else { Err(Error::Closed) }
     }
 
