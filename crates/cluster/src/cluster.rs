@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,13 +18,12 @@ use crate::error::Error;
 use crate::join::{DOORS_MAX, Door, Token};
 use crate::keys::NewKey;
 use crate::protocol::{
-    ASK, ASK_SPEC, Ask, CALLS_SPEC, FOLLOW_SPEC, JOIN_SPEC, Proposal, SNAPSHOTS_SPEC, Told, Word, proposal_statement,
+    ASK, ASK_SPEC, CALLS_SPEC, FOLLOW_SPEC, JOIN_SPEC, Proposal, SNAPSHOTS_SPEC, Told, Wish, Word,
 };
 use crate::raft::log::LogStore;
 use crate::raft::machine::Machine;
 use crate::raft::network::Factory;
 use crate::raft::service::Service;
-use crate::raft::wire::Blob;
 use crate::raft::{LeaderId, Raft, Seat};
 use crate::registry::members::FOUNDER;
 use crate::registry::{Actor, ApiKey, Candidate, Done, JoinToken, KeyId, Registry, StateHash, Verb};
@@ -199,11 +198,11 @@ impl<R: Runtime> Cluster<R> {
         let view = Arc::new(View::new());
         match &start {
             Start::Joined(registry) => {
-                follow::keep(&shelf, registry).await.map_err(Error::Kept)?;
+                follow::keep_joined(&shelf, registry).await?;
                 view.followed.replace((**registry).clone());
             }
             Start::Found(_) | Start::Resumed => {
-                match follow::kept(&shelf) {
+                match follow::kept(&shelf).await {
                     Ok(Some(registry)) => view.followed.replace(registry),
                     Ok(None) => {}
                     // Whoever votes has its log; it only takes longer to find the others.
@@ -218,7 +217,7 @@ impl<R: Runtime> Cluster<R> {
         let raft = match belonging.role {
             Role::Worker => None,
             Role::Node => {
-                let machine = Machine::open(view.clone(), shelf.clone()).map_err(Error::Kept)?;
+                let machine = Machine::open(view.clone(), shelf.clone()).await.map_err(Error::Kept)?;
                 let (log, factory) = (LogStore::new(log.clone()), Factory::new(net.clone()));
                 let raft = Raft::<R>::new(belonging.raft.0, config.timing.consensus(), factory, log, machine).await;
                 Some(raft.map_err(|error| Error::Consensus(error.to_string()))?)
@@ -321,7 +320,7 @@ impl<R: Runtime> Cluster<R> {
 
     /// The index a read must include to see all that was acknowledged so far.
     async fn read_index(&self, patience: Duration) -> Result<u64, Error> {
-        match self.ask_leader(&Ask::ReadIndex, patience).await? {
+        match self.ask_leader(&Wish::ReadIndex, patience).await? {
             Told::ReadIndex(index) => Ok(index),
             other => Err(Error::Consensus(format!("asked for an index, told {other:?}"))),
         }
@@ -339,19 +338,18 @@ impl<R: Runtime> Cluster<R> {
 
     /// Like `write`, under an id of the caller's: the same id is carried out once, however often it is sent.
     pub async fn write_as(&self, id: RequestId, by: Actor, verb: Verb) -> Result<Done, Error> {
-        let proposal = codec::encode(&Proposal { mesh: self.mesh(), id, by, verb });
-        let proposal = proposal.map_err(|error| too_large(&error))?;
-        let signature = self.0.keypair.sign(&proposal_statement(&proposal));
-        let ask = Ask::Write { proposal: Blob(Bytes::from(proposal)), signature };
-        match self.ask_leader(&ask, self.0.config.patience).await? {
+        let proposal = Proposal { mesh: self.mesh(), id, by, verb };
+        let bytes = codec::encode(&proposal).map_err(|error| too_large(&error))?;
+        match self.ask_leader(&Wish::Write(Box::new(proposal), bytes.into()), self.0.config.patience).await? {
             Told::Outcome(outcome) => Ok(outcome?),
             other => Err(Error::Consensus(format!("asked for a change, told {other:?}"))),
         }
     }
 
     /// Asks until somebody who leads has answered. Everything asked may be asked twice.
-    pub(crate) async fn ask_leader(&self, ask: &Ask, patience: Duration) -> Result<Told, Error> {
-        let body = pack(ask);
+    pub(crate) async fn ask_leader(&self, wish: &Wish, patience: Duration) -> Result<Told, Error> {
+        // Signed when somebody else is asked for the first time: mostly nobody is, or just one.
+        let signed = OnceLock::new();
         let started = <R::Async as AsyncRuntime>::Instant::now();
         let mut pause = RETRY_MIN;
         let mut maybe_done = false;
@@ -363,7 +361,7 @@ impl<R: Runtime> Cluster<R> {
             if waited >= patience {
                 break;
             }
-            match self.ask_once(ask, &body, attempt, patience - waited).await {
+            match self.ask_once(wish, &signed, attempt, patience - waited).await {
                 Some(Told::NoSpace) if !maybe_done => return Err(Error::NoSpace),
                 Some(Told::NoSpace) => {}
                 Some(Told::NotLeader { .. }) | None => {}
@@ -380,14 +378,15 @@ impl<R: Runtime> Cluster<R> {
     }
 
     /// One attempt. `None`: there was nobody to ask.
-    async fn ask_once(&self, ask: &Ask, body: &Bytes, attempt: usize, limit: Duration) -> Option<Told> {
+    async fn ask_once(&self, wish: &Wish, signed: &OnceLock<Bytes>, attempt: usize, limit: Duration) -> Option<Told> {
         let target = self.leader_to_ask(attempt)?;
         let asked = async {
             if target == self.id() {
-                let answer = leader::answer(self.clone(), self.id(), ask.clone());
+                let answer = leader::grant(self, self.id(), wish.clone());
                 return <R::Async as AsyncRuntime>::timeout(limit, answer).await.unwrap_or(Told::Unknown);
             }
-            match self.0.net.request_within(target, ASK, body.clone(), limit.min(ANSWER_MAX)).await {
+            let body = signed.get_or_init(|| pack(&wish.sign(&self.0.keypair))).clone();
+            match self.0.net.request_within(target, ASK, body, limit.min(ANSWER_MAX)).await {
                 Ok(answer) => codec::decode(&answer).unwrap_or(Told::Unknown),
                 Err(error) if error.maybe_done() => Told::Unknown,
                 Err(_) => Told::NotLeader { leader: None },

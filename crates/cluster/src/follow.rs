@@ -37,17 +37,17 @@ const COPY: &str = "copy";
 
 /// Keeps the registry for the next start: who the members are and where they listen must be known before any of them
 /// can be asked.
-pub(crate) async fn keep(shelf: &Shelf, registry: &Registry) -> io::Result<()> {
-    shelf.save(COPY, pack(registry)).await
+pub(crate) async fn keep(shelf: &Shelf, registry: Registry) -> io::Result<()> {
+    shelf.save(COPY, move || pack(&registry)).await.map(drop)
 }
 
 /// Keeps what a joiner was told, before it acts on it.
 pub async fn keep_joined(shelf: &Shelf, registry: &Registry) -> Result<(), crate::Error> {
-    keep(shelf, registry).await.map_err(crate::Error::Kept)
+    keep(shelf, registry.clone()).await.map_err(crate::Error::Kept)
 }
 
-pub(crate) fn kept(shelf: &Shelf) -> io::Result<Option<Registry>> {
-    shelf.load(COPY)?.map(|bytes| codec::decode(&bytes).map_err(io::Error::other)).transpose()
+pub(crate) async fn kept(shelf: &Shelf) -> io::Result<Option<Registry>> {
+    Ok(shelf.load(COPY).await?.map(|(registry, _)| registry))
 }
 
 /// Tells one follower all that happens until it hangs up.

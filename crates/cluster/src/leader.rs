@@ -10,7 +10,7 @@ use types::{NodeId, RaftId, Role};
 
 use crate::cluster::Cluster;
 use crate::error::Error;
-use crate::protocol::{Ask, Proposal, Told, proposal_statement};
+use crate::protocol::{Ask, Proposal, Told, Wish, proposal_statement};
 use crate::raft::{Raft, Sealed};
 use crate::registry::{Actor, Command, Refused, Verb};
 use crate::runtime::Runtime;
@@ -26,10 +26,9 @@ const SEAT_STEP: Duration = Duration::from_millis(100);
 /// A hand-over that has not happened by then is tried anew.
 const TRANSFER_MAX: Duration = Duration::from_secs(1);
 
-/// Answers one question of a member, or of this node itself.
+/// Answers one question of another member.
 pub(crate) async fn answer<R: Runtime>(cluster: Cluster<R>, from: NodeId, ask: Ask) -> Told {
-    let Some(raft) = cluster.0.raft.clone() else { return Told::NotLeader { leader: None } };
-    match ask {
+    let wish = match ask {
         Ask::Write { proposal, signature } => {
             let Ok(read) = codec::decode::<Proposal>(&proposal.0) else {
                 return Told::Outcome(Err(Refused::Denied(
@@ -44,10 +43,21 @@ pub(crate) async fn answer<R: Runtime>(cluster: Cluster<R>, from: NodeId, ask: A
             if !genuine {
                 return Told::Outcome(Err(Refused::Denied(read.by, "the signature is not its node's".to_owned())));
             }
-            write(&cluster, &raft, read).await
+            Wish::Write(Box::new(read), proposal.0)
         }
-        Ask::ReadIndex => read_index(&cluster, &raft).await,
-        Ask::GiveUpSeat => give_up_seat(&cluster, &raft, from).await,
+        Ask::ReadIndex => Wish::ReadIndex,
+        Ask::GiveUpSeat => Wish::GiveUpSeat,
+    };
+    grant(&cluster, from, wish).await
+}
+
+/// Does what a member wants that is known to want it: this node itself, or one that has proven it.
+pub(crate) async fn grant<R: Runtime>(cluster: &Cluster<R>, from: NodeId, wish: Wish) -> Told {
+    let Some(raft) = &cluster.0.raft else { return Told::NotLeader { leader: None } };
+    match wish {
+        Wish::Write(proposal, _) => write(cluster, raft, *proposal).await,
+        Wish::ReadIndex => read_index(cluster, raft).await,
+        Wish::GiveUpSeat => give_up_seat(cluster, raft, from).await,
     }
 }
 
@@ -57,7 +67,7 @@ async fn write<R: Runtime>(cluster: &Cluster<R>, raft: &Raft<R>, proposal: Propo
     if !raft.is_leader() || !voters(raft).contains(&cluster.belonging().raft) {
         return not_leader(cluster);
     }
-    if cluster.0.log.space().is_ok_and(|space| space.low) {
+    if !cluster.0.log.has_room() {
         return Told::NoSpace;
     }
     let Proposal { id, by, verb, .. } = proposal;
@@ -199,7 +209,7 @@ impl<R: Runtime> Cluster<R> {
             let others = self
                 .view(|registry| registry.members().any(|member| member.role == Role::Node && member.id != self.id()));
             if others && voters(&raft).contains(&self.belonging().raft) {
-                let given_up = self.ask_leader(&Ask::GiveUpSeat, SEAT_MAX).await;
+                let given_up = self.ask_leader(&Wish::GiveUpSeat, SEAT_MAX).await;
                 tracing::info!(?given_up, "seat");
             }
         };

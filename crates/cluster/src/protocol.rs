@@ -1,6 +1,7 @@
 //! What nodes say to each other about the registry, beside the consensus itself.
 
-use net::{Allowed, Protocol, RequestSpec, Roles, Signature, StreamSpec};
+use bytes::Bytes;
+use net::{Allowed, Keypair, Protocol, RequestSpec, Roles, Signature, StreamSpec};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use types::{MeshId, NodeId, RequestId};
@@ -61,6 +62,15 @@ pub(crate) struct Proposal {
     pub(crate) id: RequestId,
     pub(crate) by: Actor,
     pub(crate) verb: Verb,
+}
+
+/// What a node wants of whoever leads, before it is known whether that is the node itself.
+#[derive(Debug, Clone)]
+pub(crate) enum Wish {
+    /// And its bytes, which were measured.
+    Write(Box<Proposal>, Bytes),
+    ReadIndex,
+    GiveUpSeat,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,6 +146,20 @@ pub(crate) enum News {
 /// The bytes a voter signs.
 pub(crate) fn word_statement(mesh: MeshId, index: u64, hash: &StateHash) -> Vec<u8> {
     crate::statement(&("omx word 1", mesh, index, hash))
+}
+
+impl Wish {
+    /// As another node is asked: with the proof of who wants it.
+    pub(crate) fn sign(&self, keypair: &Keypair) -> Ask {
+        match self {
+            Self::Write(_, proposal) => {
+                let signature = keypair.sign(&proposal_statement(proposal));
+                Ask::Write { proposal: Blob(proposal.clone()), signature }
+            }
+            Self::ReadIndex => Ask::ReadIndex,
+            Self::GiveUpSeat => Ask::GiveUpSeat,
+        }
+    }
 }
 
 /// The bytes a proposal's origin signs.

@@ -8,12 +8,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
 use crate::error::Error;
-use crate::registry::{Actor, Addresses, Verb};
+use crate::registry::{Actor, Addresses, Registry, Verb};
 use crate::runtime::Runtime;
 use crate::{follow, voters};
 
-/// After a change, the registry is written for the next start within this time: changes come in swarms.
+/// After a change, the registry is written for the next start within this time: changes come in swarms. A swarm that
+/// does not end is written ever more rarely, since each time all of it is.
 const KEEP_AFTER: Duration = Duration::from_millis(500);
+const KEEP_AFTER_MAX: Duration = Duration::from_secs(8);
 
 /// Between two looks at whether the consensus still stands.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -81,7 +83,7 @@ async fn watch_for_end<R: Runtime>(cluster: &Cluster<R>) -> End {
         if let Some(error) = cluster.0.log.failure() {
             return End::Failed(error.into());
         }
-        if cluster.is_leader() && cluster.0.log.space().is_ok_and(|space| space.low) {
+        if cluster.is_leader() && !cluster.0.log.has_room() {
             tracing::warn!("no space left; another node should lead");
             cluster.hand_over().await;
         }
@@ -108,16 +110,19 @@ async fn watch_for_end<R: Runtime>(cluster: &Cluster<R>) -> End {
 /// Writes the registry for the next start, soon after it has changed.
 async fn keep<R: Runtime>(cluster: &Cluster<R>) {
     let mut changes = cluster.changes();
-    let mut kept = 0;
+    let (mut kept, mut pause) = (0, KEEP_AFTER);
     loop {
         changes.reach(kept + 1).await;
         let registry = cluster.view(Clone::clone);
-        match follow::keep(&cluster.0.shelf, &registry).await {
-            Ok(()) => kept = registry.applied(),
+        let applied = registry.applied();
+        match follow::keep(&cluster.0.shelf, registry).await {
+            Ok(()) => kept = applied,
             // The consensus keeps its own; this one only shortens the next start.
             Err(error) => tracing::warn!(%error, "the registry could not be kept for the next start"),
         }
-        <R::Async as AsyncRuntime>::sleep(KEEP_AFTER).await;
+        <R::Async as AsyncRuntime>::sleep(pause).await;
+        let goes_on = cluster.view(Registry::applied) > applied;
+        pause = if goes_on { (pause * 2).min(KEEP_AFTER_MAX) } else { KEEP_AFTER };
     }
 }
 

@@ -44,11 +44,11 @@ impl<R: Runtime> RaftLogReader<Types<R>> for LogStore<R> {
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
-        self.read(range, usize::MAX)
+        self.read(range, usize::MAX).await
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
-        self.read(start..end, READ_BYTES_MAX)
+        self.read(start..end, READ_BYTES_MAX).await
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
@@ -56,9 +56,9 @@ impl<R: Runtime> RaftLogReader<Types<R>> for LogStore<R> {
     }
 }
 
-impl<R> LogStore<R> {
+impl<R: Runtime> LogStore<R> {
     /// Entries of the range in order, stopping once they exceed so many bytes; at least one where there is one.
-    fn read(&self, range: impl RangeBounds<u64>, bytes_max: usize) -> io::Result<Vec<Entry>> {
+    async fn read(&self, range: impl RangeBounds<u64>, bytes_max: usize) -> io::Result<Vec<Entry>> {
         let start = match range.start_bound() {
             Bound::Included(index) => *index,
             Bound::Excluded(index) => index.saturating_add(1),
@@ -69,7 +69,13 @@ impl<R> LogStore<R> {
             Bound::Excluded(index) => *index,
             Bound::Unbounded => u64::MAX,
         };
-        let records = self.log.read_within(start..end, bytes_max).map_err(io::Error::other)?;
+        let records = match self.log.read_cached(start..end, bytes_max) {
+            Some(records) => records,
+            None => {
+                let log = self.log.clone();
+                R::aside(move || log.read_within(start..end, bytes_max).map_err(io::Error::other)).await?
+            }
+        };
         records.iter().map(|record| decode(&record.bytes)).collect()
     }
 }

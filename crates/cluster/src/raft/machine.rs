@@ -27,19 +27,18 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn save(&self, image: &Image, bytes: Bytes) -> io::Result<()> {
+    async fn save(&self, last: Option<LogId>, make: impl FnOnce() -> Bytes + Send + 'static) -> io::Result<Bytes> {
         let mut newest = self.newest.lock().await;
-        if image.last() >= *newest {
-            self.shelf.save(SNAPSHOT, bytes).await?;
-            *newest = image.last();
+        if last < *newest {
+            return Ok(make());
         }
-        Ok(())
+        let bytes = self.shelf.save(SNAPSHOT, make).await?;
+        *newest = last;
+        Ok(bytes)
     }
 
-    fn load(&self) -> io::Result<Option<(Image, Bytes)>> {
-        let Some(bytes) = self.shelf.load(SNAPSHOT)? else { return Ok(None) };
-        let image = codec::decode(&bytes).map_err(io::Error::other)?;
-        Ok(Some((image, bytes)))
+    async fn load(&self) -> io::Result<Option<(Image, Bytes)>> {
+        self.shelf.load(SNAPSHOT).await
     }
 }
 
@@ -52,9 +51,9 @@ pub(crate) struct Machine<R: Runtime> {
 
 impl<R: Runtime> Machine<R> {
     /// Starts from the newest snapshot, if there is one.
-    pub(crate) fn open(view: Arc<View<R>>, shelf: Shelf) -> io::Result<Self> {
+    pub(crate) async fn open(view: Arc<View<R>>, shelf: Shelf) -> io::Result<Self> {
         let keeper = Keeper { shelf, newest: Arc::default() };
-        let image = keeper.load()?.map(|(image, _)| image);
+        let image = keeper.load().await?.map(|(image, _)| image);
         let mut machine = Self { view, last: None, seats: StoredMembership::default(), keeper };
         if let Some(image) = image {
             machine.take_over(image)?;
@@ -118,19 +117,19 @@ impl<R: Runtime> RaftStateMachine<Types<R>> for Machine<R> {
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder<R> {
-        Builder { image: self.image(), keeper: self.keeper.clone(), view: self.view.clone() }
+        Builder { image: Arc::new(self.image()), keeper: self.keeper.clone(), view: self.view.clone() }
     }
 
     async fn install_snapshot(&mut self, _meta: &SnapshotMeta, snapshot: Bytes) -> io::Result<()> {
         let image: Image = codec::decode(&snapshot).map_err(io::Error::other)?;
-        self.keeper.save(&image, snapshot).await?;
+        self.keeper.save(image.last(), move || snapshot).await?;
         self.take_over(image)?;
         self.view.installed.add_one();
         Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
-        let Some((image, bytes)) = self.keeper.load()? else { return Ok(None) };
+        let Some((image, bytes)) = self.keeper.load().await? else { return Ok(None) };
         Ok(Some(Snapshot { meta: meta(&image)?, snapshot: bytes }))
     }
 }
@@ -142,7 +141,7 @@ fn meta(image: &Image) -> io::Result<SnapshotMeta> {
 
 /// Writes one snapshot while the machine goes on.
 pub(crate) struct Builder<R: Runtime> {
-    image: Image,
+    image: Arc<Image>,
     keeper: Keeper,
     view: Arc<View<R>>,
 }
@@ -151,8 +150,8 @@ impl<R: Runtime> RaftSnapshotBuilder<Types<R>> for Builder<R> {
     type SnapshotData = Bytes;
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
-        let bytes = pack(&self.image);
-        self.keeper.save(&self.image, bytes.clone()).await?;
+        let image = self.image.clone();
+        let bytes = self.keeper.save(self.image.last(), move || pack(&*image)).await?;
         self.view.built.add_one();
         tracing::debug!(applied = self.image.registry.applied(), "snapshot written");
         Ok(Snapshot { meta: meta(&self.image)?, snapshot: bytes })
