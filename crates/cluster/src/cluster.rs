@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::join::{DOORS_MAX, Door, Token};
 use crate::keys::NewKey;
 use crate::protocol::{
-    ASK, ASK_SPEC, CALLS_SPEC, FOLLOW_SPEC, JOIN_SPEC, Proposal, SNAPSHOTS_SPEC, Told, Wish, Word,
+    APPENDS_SPEC, ASK, ASK_SPEC, CALLS_SPEC, FOLLOW_SPEC, JOIN_SPEC, Proposal, SNAPSHOTS_SPEC, Told, Wish, Word,
 };
 use crate::raft::log::LogStore;
 use crate::raft::machine::Machine;
@@ -586,10 +586,11 @@ impl<R: Runtime> Cluster<R> {
             .on_stream(FOLLOW_SPEC, move |caller, stream| Box::pin(follow::serve(followed.clone(), caller, stream)))
             .on_stream(JOIN_SPEC, move |caller, stream| Box::pin(join::accept(joined.clone(), caller, stream)));
         let Some(raft) = &self.0.raft else { return services };
-        let called = Service::<R>::new(raft.clone(), self.0.view.clone());
-        let sent = called.clone();
+        let called = Service::<R>::new(raft.clone(), self.0.view.clone(), self.0.log.clone());
+        let (fed, sent) = (called.clone(), called.clone());
         services
             .on_request(CALLS_SPEC, move |caller, body| Box::pin(called.clone().answer(caller, body)))
+            .on_stream(APPENDS_SPEC, move |caller, stream| Box::pin(fed.clone().take_appends(caller, stream)))
             .on_stream(SNAPSHOTS_SPEC, move |caller, stream| Box::pin(sent.clone().receive_snapshot(caller, stream)))
     }
 

@@ -21,7 +21,7 @@ pub use token::{Door, ParseTokenError, Token};
 
 use crate::pack;
 use crate::protocol::JOIN;
-use crate::raft::network::{read_framed, write_framed};
+use crate::raft::frames::{read_framed, write_framed};
 use crate::registry::members::join_statement;
 use crate::registry::{Candidate, Refused, Registry, TokenId};
 use crate::runtime::Runtime;

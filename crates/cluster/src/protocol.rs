@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use types::{MeshId, NodeId, RequestId};
 
+use crate::raft::feed::APPENDS;
 use crate::raft::network::{CALLS, MESSAGE_MAX, SNAPSHOTS};
 use crate::raft::wire::Blob;
 use crate::registry::{Actor, Outcome, Registry, StateHash, Verb};
@@ -35,6 +36,14 @@ pub(crate) const CALLS_SPEC: RequestSpec = RequestSpec {
     response_bytes_max: 64 << 10,
     deadline: ASK_DEADLINE,
     concurrency_per_peer: 64,
+};
+
+pub(crate) const APPENDS_SPEC: StreamSpec = StreamSpec {
+    protocol: APPENDS,
+    allowed: Allowed::Members(Roles::NODES),
+    // One is in use; the others may be what a leader that lost its power has left, until their silence is noticed.
+    concurrency_per_peer: 4,
+    concurrency_total: 64,
 };
 
 pub(crate) const SNAPSHOTS_SPEC: StreamSpec = StreamSpec {

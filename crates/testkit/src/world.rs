@@ -237,6 +237,16 @@ impl World {
         true
     }
 
+    /// A full disk takes no entries until it is told otherwise.
+    pub fn set_disk_full(&self, number: usize, full: bool) {
+        self.nodes[&number].disk.set_full(full);
+    }
+
+    /// Index of the last entry on a node's disk.
+    pub fn log_end(&self, number: usize) -> u64 {
+        self.nodes[&number].disk.last_index().unwrap_or_default()
+    }
+
     pub fn admin(&self, number: usize) -> Actor {
         Actor::User { node: self.nodes[&number].id, uid: 1000 }
     }

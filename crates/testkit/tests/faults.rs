@@ -175,6 +175,28 @@ fn lost_messages_and_long_ways_lose_no_writes() {
 }
 
 #[test]
+fn a_follower_whose_disk_is_full_waits_for_room_and_goes_on() {
+    on_seeds(3, async |world| {
+        world.mesh(3).await;
+        endure(world, 2, async |world| {
+            let leader = leader(world).await;
+            let full = (leader + 1) % 3;
+            world.set_disk_full(full, true);
+            let index = world.set(leader, "mesh.name", "two have room").await.expect("two of three take writes");
+            sleep(Duration::from_secs(6)).await;
+            // Its consensus lives and takes nothing; it may well follow the others meanwhile.
+            assert_eq!(world.cluster(full).term(), world.cluster(leader).term(), "it takes part in elections");
+            assert!(world.log_end(full) < index, "it took an entry, full as it is");
+            world.set_disk_full(full, false);
+            let caught_up = move |world: &World| world.log_end(full) >= index;
+            world.settle("the follower to have the entries", caught_up).await;
+            true
+        })
+        .await;
+    });
+}
+
+#[test]
 fn seats_move_under_writes_with_snapshots_and_lose_nothing() {
     on_seeds(3, async |world| {
         world.mesh(5).await;

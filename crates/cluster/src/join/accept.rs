@@ -7,7 +7,7 @@ use super::{CONVERSATION_MAX, Hello, Knock, Reply, Welcome};
 use crate::cluster::{Cluster, Consistency};
 use crate::error::Error;
 use crate::pack;
-use crate::raft::network::{read_framed, write_framed};
+use crate::raft::frames::{read_framed, write_framed};
 use crate::registry::{Actor, Done, Proof, Refused, Registry, Verb};
 use crate::runtime::Runtime;
 

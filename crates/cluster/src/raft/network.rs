@@ -5,18 +5,22 @@ use std::marker::PhantomData;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::FutureExt;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{FutureExt, Stream};
 use net::{Net, Protocol};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::RPCOption;
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
-    VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{AsyncRuntime, OptionalSend, RaftNetworkFactory, RaftNetworkV2};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use types::NodeId;
 
+use super::feed::Feeder;
+use super::frames::{read_framed, write_framed};
 use super::wire::{Answer, Call, SnapshotHead};
 use super::{Seat, Snapshot, Types, Vote};
 use crate::pack;
@@ -39,11 +43,11 @@ pub(crate) struct Factory<R> {
     runtime: PhantomData<fn() -> R>,
 }
 
-/// The way to one other node.
-pub(crate) struct Link<R> {
+/// The way to one other node. The library makes one for entries, one for heartbeats and one for snapshots.
+pub(crate) struct Link<R: Runtime> {
     net: Net,
     target: NodeId,
-    runtime: PhantomData<fn() -> R>,
+    feeder: Feeder<R>,
 }
 
 impl<R> Factory<R> {
@@ -56,19 +60,29 @@ impl<R: Runtime> RaftNetworkFactory<Types<R>> for Factory<R> {
     type Network = Link<R>;
 
     async fn new_client(&mut self, _target: u64, seat: &Seat) -> Link<R> {
-        Link { net: self.net.clone(), target: seat.0, runtime: PhantomData }
+        let (net, target) = (self.net.clone(), seat.0);
+        Link { feeder: Feeder::new(net.clone(), target), net, target }
+    }
+}
+
+/// Puts one call to another node as a request.
+pub(crate) async fn ask<R: Runtime>(
+    net: &Net,
+    target: NodeId,
+    body: Bytes,
+    limit: Duration,
+) -> Result<Answer, RPCError<Types<R>>> {
+    match net.request_within(target, CALLS, body, limit).await {
+        Ok(answer) => codec::decode(&answer).map_err(|error| RPCError::Network(NetworkError::new(&error))),
+        // The library backs off from an unreachable node and asks others meanwhile.
+        Err(error) if !error.maybe_done() => Err(RPCError::Unreachable(Unreachable::new(&error))),
+        Err(error) => Err(RPCError::Network(NetworkError::new(&error))),
     }
 }
 
 impl<R: Runtime> Link<R> {
     async fn call(&self, call: Call, limit: Duration) -> Result<Answer, RPCError<Types<R>>> {
-        let body = pack(&call);
-        match self.net.request_within(self.target, CALLS, body, limit).await {
-            Ok(answer) => codec::decode(&answer).map_err(|error| RPCError::Network(NetworkError::new(&error))),
-            // The library backs off from an unreachable node and asks others meanwhile.
-            Err(error) if !error.maybe_done() => Err(RPCError::Unreachable(Unreachable::new(&error))),
-            Err(error) => Err(RPCError::Network(NetworkError::new(&error))),
-        }
+        ask(&self.net, self.target, pack(&call), limit).await
     }
 
     async fn send_snapshot(&self, vote: Vote, bytes: Bytes) -> Result<Answer, SnapshotError> {
@@ -96,27 +110,6 @@ pub(crate) enum SnapshotError {
     Refused(String),
 }
 
-pub(crate) async fn write_framed(stream: &mut net::ByteStream, body: &[u8]) -> std::io::Result<()> {
-    let length = u32::try_from(body.len()).map_err(std::io::Error::other)?;
-    stream.write_all(&length.to_be_bytes()).await?;
-    stream.write_all(body).await?;
-    stream.flush().await
-}
-
-pub(crate) async fn read_framed(stream: &mut net::ByteStream, bytes_max: usize) -> std::io::Result<Vec<u8>> {
-    let length = stream.read_u32().await? as usize;
-    if length > bytes_max {
-        return Err(std::io::Error::other(format!("a message of {length} bytes, where {bytes_max} are allowed")));
-    }
-    // Grows as bytes come in: the announced length reserves nothing.
-    let mut body = Vec::new();
-    stream.take(length as u64).read_to_end(&mut body).await?;
-    if body.len() < length {
-        return Err(std::io::ErrorKind::UnexpectedEof.into());
-    }
-    Ok(body)
-}
-
 impl<R: Runtime> RaftNetworkV2<Types<R>> for Link<R> {
     type SnapshotData = Bytes;
 
@@ -126,6 +119,21 @@ impl<R: Runtime> RaftNetworkV2<Types<R>> for Link<R> {
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<Types<R>>, RPCError<Types<R>>> {
         self.call(Call::append(request), option.hard_ttl()).await?.into_append().map_err(unfitting)
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<
+        's,
+        Result<BoxStream<'s, Result<StreamAppendResult<Types<R>>, RPCError<Types<R>>>>, RPCError<Types<R>>>,
+    >
+    where
+        S: Stream<Item = AppendEntriesRequest<Types<R>>> + OptionalSend + Unpin + 'static,
+    {
+        let answers: BoxStream<'s, _> = Box::pin(self.feeder.feed(input, &option));
+        Box::pin(std::future::ready(Ok(answers)))
     }
 
     async fn vote(
@@ -178,6 +186,6 @@ impl<R: Runtime> RaftNetworkV2<Types<R>> for Link<R> {
     }
 }
 
-fn unfitting<R: Runtime>(answer: Answer) -> RPCError<Types<R>> {
+pub(crate) fn unfitting<R: Runtime>(answer: Answer) -> RPCError<Types<R>> {
     RPCError::Network(NetworkError::from_string(format!("answered {answer:?}")))
 }

@@ -67,6 +67,8 @@ pub(crate) enum Answer {
     Transferred,
     /// The consensus of this node has stopped, or refused the hand-over.
     Failed(String),
+    /// Its disk is full: it takes entries again when there is room.
+    NoSpace,
 }
 
 /// What stands before the bytes of a snapshot on their way to another node.
