@@ -95,10 +95,16 @@ impl MarkFile {
         write().map_err(|cause| Error::io("create", path, cause))
     }
 
+    /// What is read from here on is on the disk: a mark is acted upon at once, and until now the newest may have been in the
+    /// page cache only, for a process that was killed before its sync. It is written anew because a sync that failed would
+    /// have left it there looking clean, and the next sync would pass it over.
     pub(crate) fn open(path: &Path, disk: Arc<dyn Disk>) -> Result<MarkFile, Error> {
         let failed = |cause| Error::io("open", path, cause);
         let file = OpenOptions::new().write(true).open(path).map_err(failed)?;
         let mut slots = Slots { path: path.into(), file, disk };
+        if let Found::Mark(newest) = look(path)? {
+            slots.write(&newest)?;
+        }
         let (marks, handed) = sync_channel(1);
         let (done, results) = sync_channel(1);
         let run = move || {
@@ -196,6 +202,11 @@ fn unseal(slot: &[u8]) -> Option<Mark> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        time::SystemTime,
+    };
+
     use super::*;
 
     #[test]
@@ -206,6 +217,40 @@ mod tests {
         let end = Some((u64::MAX, [255; 32]));
         let mark = Mark { seq: u64::MAX, last: end, before: end, base, vote };
         assert_eq!(unseal(&seal(&mark).unwrap()), Some(mark));
+    }
+
+    #[test]
+    fn opening_writes_and_syncs_the_newest_mark_before_anyone_can_act_on_it() {
+        #[derive(Default)]
+        struct Synced(AtomicUsize);
+        impl Disk for Synced {
+            fn sync(&self, _file: &File, _path: &Path) -> io::Result<()> {
+                self.0.fetch_add(1, Ordering::SeqCst);
+                Ok(())
+            }
+            fn free(&self, _dir: &Path) -> io::Result<u64> {
+                unreachable!("a mark takes no room")
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mark");
+        MarkFile::create(&path).unwrap();
+        let disk = Arc::new(Synced::default());
+        let mut marks = MarkFile::open(&path, disk.clone()).unwrap();
+        for seq in [4, 5] {
+            marks.begin(Mark { seq, ..Mark::default() }).unwrap();
+            marks.finish().unwrap();
+        }
+        drop(marks);
+
+        let (before, long_ago) = (std::fs::read(&path).unwrap(), SystemTime::UNIX_EPOCH);
+        File::options().write(true).open(&path).unwrap().set_modified(long_ago).unwrap();
+        let synced = disk.0.load(Ordering::SeqCst);
+        let marks = MarkFile::open(&path, disk.clone()).unwrap();
+        assert_eq!(disk.0.load(Ordering::SeqCst), synced + 1);
+        assert!(std::fs::metadata(&path).unwrap().modified().unwrap() > long_ago, "nothing was written");
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+        assert!(matches!(marks.read().unwrap(), Found::Mark(mark) if mark.seq == 5));
     }
 
     #[test]

@@ -22,11 +22,15 @@ use std::{
 };
 
 use self::{
-    file::{End, Found, Segment},
+    file::{End, Found, Newest, Segment},
     step::Step,
 };
 use super::{Change, Key, KvLog, values::Values};
-use crate::{Error, disk::Disk, record::Entry};
+use crate::{
+    Error,
+    disk::{Disk, sync_dir},
+    record::Entry,
+};
 
 pub(crate) struct SegmentLog {
     dir: PathBuf,
@@ -45,8 +49,8 @@ struct Tip {
 }
 
 enum State {
-    /// As it was found. It may be in the page cache only, and what follows it may have to go.
-    Found(End),
+    /// As it was found. The newest batch may be in the page cache only, and what follows it may have to go.
+    Found(Newest, End),
     Durable,
 }
 
@@ -114,15 +118,21 @@ impl SegmentLog {
     }
 
     /// Makes what was found durable, and blanks a torn end: its sectors must not mix with those of the next batch, which
-    /// takes its number.
+    /// takes its number. The newest batch is written again: if its sync failed and the process was started anew, it is in
+    /// the page cache only, where it looks clean, and a sync alone would pass it over.
+    /// The segment's own name may be as young.
     fn accept(&self) -> Result<(), Error> {
         let mut tip = self.end.lock().expect("no holder panics");
-        let State::Found(end) = tip.state else { return Ok(()) };
-        if end == End::Torn {
+        let tip = &mut *tip;
+        let State::Found(newest, end) = &tip.state else { return Ok(()) };
+        tip.segment.write_again(newest)?;
+        if *end == End::Torn {
             tracing::warn!(path = %tip.segment.path.display(), "cut a batch that was never acknowledged");
             tip.segment.wipe()?;
         }
+        self.disk.wrote(&tip.segment.path, self.last_index()?);
         tip.segment.sync(&*self.disk)?;
+        sync_dir(&self.dir).map_err(|cause| Error::io("sync", &self.dir, cause))?;
         tip.state = State::Durable;
         Ok(())
     }
@@ -266,8 +276,8 @@ fn replay(dir: &Path, run: &[u64], contents: &mut Contents) -> Result<Tip, Error
         newest = Some((number, found, end));
     }
     let (number, found, end) = newest.expect("the run is not empty");
-    let batch = found.batch;
-    Ok(Tip { segment: found.resume(dir, number)?, batch, state: State::Found(end) })
+    let (batch, state) = (found.batch, State::Found(found.newest(), end));
+    Ok(Tip { segment: found.resume(dir, number)?, batch, state })
 }
 
 fn not_written_here(dir: &Path, segment: u64) -> Error {

@@ -7,6 +7,7 @@
 
 use std::{
     fs::{File, OpenOptions},
+    io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::Arc,
@@ -39,6 +40,14 @@ impl Values {
             .cache_capacity(CACHE_BYTES)
             .flush_every_ms(None)
             .use_compression(false);
+        // What a process that was killed has left in the page cache first: in opening, sled makes a snapshot of what it
+        // finds, and one that says more than a power cut leaves of the file keeps sled from ever opening it again.
+        match File::open(&path) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
+            opened => {
+                opened.and_then(|file| disk.sync(&file, &path)).map_err(|cause| Error::io("sync", &path, cause))?
+            }
+        }
         let db = guarded(dir, || config.open())?;
         guarded(dir, || db.flush())?;
         let sync = || {

@@ -1,5 +1,7 @@
 //! The power goes at a random moment: of what was written since a file's last completed sync, any sectors may have made
 //! it and any may not, and removed files may be back. What was acknowledged has to be there, and the store has to open by itself.
+//! In some lives the process is killed before that, so that the opening, which the power cut then comes into, reads from the
+//! page cache what never reached the disk.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -10,9 +12,9 @@ use std::{
     time::Duration,
 };
 
-use super::rig::{Dice, append, copy_dir, records, wait};
+use super::rig::{Dice, Small, append, copy_dir, records, wait};
 use crate::{
-    Bounds, Config, Error, Log, Meta, Record,
+    Bounds, Config, Error, Log, Meta, Record, Worker,
     disk::{Disk, Os},
 };
 
@@ -23,8 +25,16 @@ const PAGE_BYTES: usize = 4096;
 /// Small, so that a life fills many.
 const SEGMENT_BYTES: u64 = 48 << 10;
 
-const LIVES: u64 = 12;
+const LIVES: u64 = 8;
 const STEPS: u64 = 120;
+
+/// Times the process is killed in a life in which it is.
+const KILLS: u64 = 4;
+
+/// One in so many of the moments looked at the power goes: in a life, and while a store is opened behind a kill.
+const CUT_ODDS: u64 = 18;
+const CUT_ODDS_OPENING: u64 = 3;
+const NO_CUTS: u64 = u64::MAX;
 
 /// One thing the client asked for.
 #[derive(Debug, Clone)]
@@ -68,6 +78,34 @@ struct Told {
     pending: VecDeque<Step>,
 }
 
+impl Told {
+    /// Whether a store may hold this. Of what was not acknowledged appends may be there up to any record, the rest in full
+    /// or not at all, a truncation or a purge done in part too where that shows whole records only.
+    fn allows(&self, found: &[Record], vote: &Option<Vec<u8>>) -> bool {
+        let mut model = self.acknowledged.clone();
+        let before = model.records();
+        match self.pending.front().cloned() {
+            Some(Step::Append(_)) | None => {
+                let pending = self.pending.iter().flat_map(|step| match step {
+                    Step::Append(records) => records.clone(),
+                    other => panic!("{other:?} was to be asked for alone"),
+                });
+                let all = [before, pending.collect()].concat();
+                all.starts_with(found) && found.len() >= model.records.len() && *vote == model.vote
+            }
+            Some(Step::Vote(new)) => found == before && (*vote == model.vote || *vote == Some(new)),
+            Some(step @ Step::Truncate(_)) => {
+                model.apply(step);
+                before.starts_with(found) && found.starts_with(&model.records()) && *vote == model.vote
+            }
+            Some(step @ Step::Purge(_)) => {
+                model.apply(step);
+                (found == before || found == model.records()) && *vote == model.vote
+            }
+        }
+    }
+}
+
 /// The moment of a cut: the disk as it may be found, and what had been promised.
 struct Cut {
     dir: PathBuf,
@@ -92,6 +130,17 @@ struct State {
     cuts: Vec<Cut>,
     /// How often something other than the mark was synced.
     others: u64,
+    cut_odds: u64,
+    process: Process,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Process {
+    Safe,
+    /// To be killed at one of the next syncs.
+    Mortal,
+    /// What it wrote is in the page cache, and no sync of it ends.
+    Killed,
 }
 
 impl State {
@@ -108,10 +157,48 @@ impl State {
 }
 
 impl Fragile {
+    fn new(dir: &Path, seed: u64) -> Arc<Fragile> {
+        let state = State {
+            dice: Dice::from(seed),
+            synced: BTreeMap::new(),
+            mark: Vec::new(),
+            cuts: Vec::new(),
+            others: 0,
+            cut_odds: CUT_ODDS,
+            process: Process::Safe,
+        };
+        Arc::new(Fragile {
+            live: dir.join("live"),
+            images: dir.join("images"),
+            state: Mutex::new(state),
+            told: Arc::default(),
+            other: Condvar::new(),
+        })
+    }
+
+    fn open(self: &Arc<Self>) -> (Log, Worker) {
+        Log::open_on(Config { reserve: 0, cache: 4096, ..Config::new(&self.live) }, self.clone()).unwrap()
+    }
+
+    fn set(&self, process: Process, cut_odds: u64) {
+        let mut state = self.state.lock().unwrap();
+        (state.process, state.cut_odds) = (process, cut_odds);
+    }
+
+    /// Returns how many there were.
+    fn check_cuts(&self, name: &str) -> usize {
+        let taken = std::mem::take(&mut self.state.lock().unwrap().cuts);
+        for (number, cut) in taken.iter().enumerate() {
+            check(cut, &format!("{name}, cut {number}"));
+        }
+        taken.len()
+    }
+
     fn maybe_cut(&self) {
         let mut state = self.state.lock().unwrap();
         state.note_named_drafts(&self.live.join("segments"));
-        if state.dice.below(18) != 0 {
+        let odds = state.cut_odds;
+        if state.dice.below(odds) != 0 {
             return;
         }
         let dir = self.images.join(state.cuts.len().to_string());
@@ -131,6 +218,21 @@ impl Fragile {
     }
 }
 
+impl Fragile {
+    /// Every other time when a purge or a truncation is on its way: those change most before the next sync.
+    fn survive(&self) -> io::Result<()> {
+        let mut state = self.state.lock().unwrap();
+        if state.process == Process::Mortal {
+            let removing =
+                matches!(self.told.lock().unwrap().pending.front(), Some(Step::Purge(_) | Step::Truncate(_)));
+            if state.dice.below(if removing { 2 } else { 60 }) == 0 {
+                state.process = Process::Killed;
+            }
+        }
+        if state.process == Process::Killed { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
+    }
+}
+
 fn is_mark(path: &Path) -> bool {
     path.ends_with("mark")
 }
@@ -139,6 +241,7 @@ impl Disk for Fragile {
     /// The mark is as often durable before what is written beside it as it is after that, where anything is. The power
     /// goes while the log's own thread is here, so that nothing but the mark changes meanwhile.
     fn sync(&self, _file: &File, path: &Path) -> io::Result<()> {
+        self.survive()?;
         if is_mark(path) {
             let mut state = self.state.lock().unwrap();
             let (late, others) = (state.dice.below(2) == 0, state.others);
@@ -194,7 +297,7 @@ fn blend(before: &[u8], now: &[u8], grain: usize, dice: &mut Dice) -> Vec<u8> {
     image
 }
 
-/// A client that keeps appends in flight, and now and then votes, truncates or purges.
+/// A client that keeps appends in flight, and now and then votes, truncates or purges. It ends early with the process.
 fn live(log: &Log, told: &Arc<Mutex<Told>>, dice: &mut Dice) {
     let submit = |step: &Step| told.lock().unwrap().pending.push_back(step.clone());
     let acknowledge = |told: &Mutex<Told>| {
@@ -219,77 +322,65 @@ fn live(log: &Log, told: &Arc<Mutex<Told>>, dice: &mut Dice) {
             submit(&Step::Append(some.clone()));
             let (told, sender) = (told.clone(), sender.clone());
             let done = move |result: Result<(), Error>| {
-                result.unwrap();
-                acknowledge(&told);
-                sender.send(()).unwrap();
+                if result.is_ok() {
+                    acknowledge(&told);
+                }
+                // A client that has noticed does not listen any more.
+                let _ = sender.send(result);
             };
-            wait(log.append(some, done)).unwrap();
+            if wait(log.append(some, done)).is_err() {
+                return;
+            }
             in_flight += 1;
             if dice.below(3) > 0 {
                 continue;
             }
         }
         // The rest is asked for one at a time, so that what may be found after a cut stays easy to say.
-        (0..in_flight).for_each(|_| acknowledged.recv().unwrap());
+        if !(0..in_flight).all(|_| acknowledged.recv().unwrap().is_ok()) {
+            return;
+        }
         in_flight = 0;
         let (Some(first), Some(last)) = (bounds.first, bounds.last.map(|last| last.index)) else { continue };
-        match kind {
+        let done = match kind {
             17 => {
                 let vote = vec![step as u8; 30];
                 submit(&Step::Vote(vote.clone()));
-                wait(log.put(Meta::Vote, vote)).unwrap();
-                acknowledge(told);
+                wait(log.put(Meta::Vote, vote))
             }
             18 => {
                 let after = first + dice.below(last - first + 1);
                 submit(&Step::Truncate(Some(after)));
-                wait(log.truncate_after(Some(after))).unwrap();
-                acknowledge(told);
+                wait(log.truncate_after(Some(after)))
             }
             19 => {
                 let to = first + dice.below(last - first + 1);
                 submit(&Step::Purge(to));
-                wait(log.purge_to(to, to.to_be_bytes().to_vec())).unwrap();
-                acknowledge(told);
+                wait(log.purge_to(to, to.to_be_bytes().to_vec()))
             }
-            _ => {}
+            _ => continue,
+        };
+        if done.is_err() {
+            return;
         }
+        acknowledge(told);
     }
-    (0..in_flight).for_each(|_| acknowledged.recv().unwrap());
+    // Of what is still in flight each is told in the end, whether it was done or not.
+    (0..in_flight).for_each(|_| drop(acknowledged.recv().unwrap()));
 }
 
 /// Opens the image and holds it against what was promised.
 fn check(cut: &Cut, name: &str) {
     let config = || Config { reserve: 0, ..Config::new(&cut.dir) };
-    let (log, worker) = Log::open(config()).unwrap_or_else(|cause| panic!("{name} does not open: {cause:?}"));
+    // The power does not go again, so nothing needs to be synced.
+    let open = || Log::open_on(config(), Arc::new(Small));
+    let (log, worker) = open().unwrap_or_else(|cause| panic!("{name} does not open: {cause:?}"));
     let found = log.read(..).unwrap();
     let vote = log.get(Meta::Vote);
-    let mut model = cut.told.acknowledged.clone();
-    let may_be = match cut.told.pending.front().cloned() {
-        Some(Step::Append(_)) | None => {
-            let pending = cut.told.pending.iter().flat_map(|step| match step {
-                Step::Append(records) => records.clone(),
-                other => panic!("{other:?} was to be asked for alone"),
-            });
-            let all = [model.records(), pending.collect()].concat();
-            all.starts_with(&found) && found.len() >= model.records.len() && vote == model.vote
-        }
-        Some(Step::Vote(new)) => found == model.records() && (vote == model.vote || vote == Some(new)),
-        Some(Step::Truncate(after)) => {
-            let before = model.records();
-            model.apply(Step::Truncate(after));
-            before.starts_with(&found) && found.starts_with(&model.records()) && vote == model.vote
-        }
-        Some(step @ Step::Purge(_)) => {
-            let before = model.records();
-            model.apply(step);
-            (found == before || found == model.records()) && vote == model.vote
-        }
-    };
     let indexes =
         |records: &[Record]| records.first().zip(records.last()).map(|(first, last)| (first.index, last.index));
     assert!(
-        may_be,
+        cut.told.allows(&found, &vote),
         "{name}: found {:?}, acknowledged {:?}, pending {:?}",
         indexes(&found),
         indexes(&cut.told.acknowledged.records()),
@@ -301,7 +392,7 @@ fn check(cut: &Cut, name: &str) {
     append(&log, records(next..=next, 9)).unwrap();
     wait(log.close()).unwrap();
     worker.join();
-    let (log, worker) = Log::open(config()).unwrap();
+    let (log, worker) = open().unwrap();
     assert!(log.read(..).unwrap() == [found, records(next..=next, 9)].concat(), "{name}: other after a restart");
     wait(log.close()).unwrap();
     worker.join();
@@ -311,40 +402,84 @@ fn purged(bounds: &Bounds) -> Option<u64> {
     bounds.last_purged.as_ref().map(|note| u64::from_be_bytes(note[..].try_into().unwrap()))
 }
 
+/// Lives on until the process is killed, and has the store opened once more, which is when the power goes most.
+fn be_killed(fragile: &Arc<Fragile>, dice: &mut Dice) {
+    let (log, worker) = fragile.open();
+    fragile.set(Process::Mortal, CUT_ODDS);
+    live(&log, &fragile.told, dice);
+    // One that came through all of it closes like any other.
+    let closed = wait(log.close());
+    worker.join();
+    let killed = fragile.state.lock().unwrap().process == Process::Killed;
+    assert!(killed || closed.is_ok(), "{closed:?}");
+
+    fragile.set(Process::Safe, CUT_ODDS_OPENING);
+    let (log, worker) = fragile.open();
+    let (found, vote) = (log.read(..).unwrap(), log.get(Meta::Vote));
+    {
+        let mut told = fragile.told.lock().unwrap();
+        assert!(told.allows(&found, &vote), "killed with {:?} pending", told.pending);
+        // What was shown has to stay.
+        let records = found.into_iter().map(|record| (record.index, record)).collect();
+        *told = Told { acknowledged: Model { records, purged: purged(&log.bounds()), vote }, pending: VecDeque::new() };
+    }
+    fragile.set(Process::Safe, CUT_ODDS);
+    wait(log.close()).unwrap();
+    worker.join();
+}
+
 #[test]
 fn no_power_cut_loses_what_was_acknowledged_or_keeps_the_store_from_opening() {
     let mut dice = Dice::new();
     let mut cuts = 0;
     for life in 0..LIVES {
         let dir = tempfile::tempdir().unwrap();
-        let told = Arc::new(Mutex::new(Told::default()));
-        let fragile = Arc::new(Fragile {
-            live: dir.path().join("live"),
-            images: dir.path().join("images"),
-            state: Mutex::new(State {
-                dice: Dice::from(dice.roll()),
-                synced: BTreeMap::new(),
-                mark: Vec::new(),
-                cuts: Vec::new(),
-                others: 0,
-            }),
-            told: told.clone(),
-            other: Condvar::new(),
-        });
+        let fragile = Fragile::new(dir.path(), dice.roll());
         // Half of the lives begin in a store that has been open before.
         for _ in 0..1 + life % 2 {
-            let config = Config { reserve: 0, cache: 4096, ..Config::new(&fragile.live) };
-            let (log, worker) = Log::open_on(config, fragile.clone()).unwrap();
-            live(&log, &told, &mut dice);
+            let (log, worker) = fragile.open();
+            live(&log, &fragile.told, &mut dice);
             wait(log.close()).unwrap();
             worker.join();
         }
-        let taken = std::mem::take(&mut fragile.state.lock().unwrap().cuts);
-        for (number, cut) in taken.iter().enumerate() {
-            check(cut, &format!("life {life}, cut {number}"));
+        let kills = if life % 4 < 2 { KILLS } else { 0 };
+        for _ in 0..kills {
+            be_killed(&fragile, &mut dice);
         }
-        cuts += taken.len();
+        cuts += fragile.check_cuts(&format!("life {life}"));
     }
     println!("{cuts} cuts");
     assert!(cuts >= 100, "only {cuts} cuts were made");
+}
+
+#[test]
+fn a_purge_killed_before_its_mark_was_synced_is_finished_at_opening_whenever_the_power_goes() {
+    let mut dice = Dice::new();
+    for round in 0..8 {
+        let dir = tempfile::tempdir().unwrap();
+        let fragile = Fragile::new(dir.path(), dice.roll());
+        fragile.set(Process::Safe, NO_CUTS);
+        let (log, worker) = fragile.open();
+        let all: Vec<_> = (0..30)
+            .map(|index| Record { index, bytes: vec![index as u8; SEGMENT_BYTES as usize / 4].into() })
+            .collect();
+        all.iter().for_each(|record| append(&log, vec![record.clone()]).unwrap());
+        *fragile.told.lock().unwrap() = {
+            let mut acknowledged = Model::default();
+            acknowledged.apply(Step::Append(all));
+            Told { acknowledged, pending: [Step::Purge(20)].into() }
+        };
+        fragile.set(Process::Killed, NO_CUTS);
+        assert!(wait(log.purge_to(20, 20_u64.to_be_bytes().to_vec())).is_err());
+        assert!(wait(log.close()).is_err());
+        worker.join();
+
+        fragile.set(Process::Safe, 1);
+        let (log, worker) = fragile.open();
+        assert_eq!(log.bounds().first, Some(21), "the mark was read from the page cache");
+        fragile.set(Process::Safe, NO_CUTS);
+        wait(log.close()).unwrap();
+        worker.join();
+        assert!(fragile.check_cuts(&format!("round {round}")) > 0);
+    }
 }

@@ -69,12 +69,21 @@ impl Segment {
     /// Returns where the bytes were put. Nothing is durable yet.
     pub(super) fn write(&mut self, pages: &[u8]) -> Result<u64, Error> {
         let at = self.at;
+        self.put(at, pages)?;
+        self.at += pages.len() as u64;
+        Ok(at)
+    }
+
+    /// Writes once more what was found. Not durable yet.
+    pub(super) fn write_again(&mut self, found: &Newest) -> Result<(), Error> {
+        self.put(found.at, &found.pages)
+    }
+
+    fn put(&mut self, at: u64, pages: &[u8]) -> Result<(), Error> {
         self.file
             .seek(SeekFrom::Start(at))
             .and_then(|_| self.file.write_all(pages))
-            .map_err(|cause| Error::io("write", &self.path, cause))?;
-        self.at += pages.len() as u64;
-        Ok(at)
+            .map_err(|cause| Error::io("write", &self.path, cause))
     }
 
     /// Blanks what lies behind the last batch. Not durable yet.
@@ -94,8 +103,16 @@ impl Segment {
 pub(super) struct Found {
     bytes: Vec<u8>,
     at: usize,
+    /// Where the batch before that begins; the head is one too.
+    newest: usize,
     /// The number of the batch that comes next.
     pub(super) batch: u64,
+}
+
+/// The last whole batch of a segment as it was found, or the head of one that holds none.
+pub(super) struct Newest {
+    at: u64,
+    pages: Vec<u8>,
 }
 
 /// What follows the last whole batch of a segment.
@@ -114,16 +131,16 @@ impl Found {
             frame::open(&bytes, HEAD).ok_or_else(|| Error::damaged(&path, "its head cannot be read"))?;
         let batch = parse_head(&body, number, bytes.len() as u64)
             .ok_or_else(|| Error::damaged(&path, "its head is another segment's, or it has another length"))?;
-        Ok(Found { bytes, at: taken, batch })
+        Ok(Found { bytes, at: taken, newest: 0, batch })
     }
 
     /// The body of the next batch, where it lies, and the bytes it takes.
     pub(super) fn next(&mut self) -> Option<(Vec<u8>, u64, usize)> {
         let (body, taken) = frame::open(&self.bytes[self.at..], self.batch)?;
-        let at = self.at as u64;
+        self.newest = self.at;
         self.at += taken;
         self.batch += 1;
-        Some((body, at, taken))
+        Some((body, self.newest as u64, taken))
     }
 
     /// To be asked when there is no next batch.
@@ -136,6 +153,10 @@ impl Found {
         } else {
             Err(Error::damaged(path, format!("what follows byte `{}` is not what was written", self.at)))
         }
+    }
+
+    pub(super) fn newest(&self) -> Newest {
+        Newest { at: self.newest as u64, pages: self.bytes[self.newest..self.at].to_vec() }
     }
 
     pub(super) fn resume(self, dir: &Path, number: u64) -> Result<Segment, Error> {

@@ -60,6 +60,23 @@ fn what_was_written_over_several_segments_is_found_again_and_goes_on() {
 }
 
 #[test]
+fn the_newest_batch_is_written_again_before_it_counts_as_durable() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path());
+    let log = open(dir.path()).unwrap();
+    let place = log.contents().places.back().copied().unwrap();
+    // It was in the page cache only, and has gone from there since it was read.
+    let path = file::path(&dir.path().join("segments"), place.segment);
+    let mut bytes = fs::read(&path).unwrap();
+    let at = usize::try_from(place.at).unwrap();
+    bytes[at..at + place.bytes].fill(0);
+    fs::write(&path, bytes).unwrap();
+    log.commit(Vec::new()).unwrap();
+    drop(log);
+    assert_eq!(found(&open(dir.path()).unwrap()), records(0..=23, 1));
+}
+
+#[test]
 fn a_batch_longer_than_a_segment_gets_one_of_its_own_length() {
     let dir = tempfile::tempdir().unwrap();
     let (log, mut chain) = (open(dir.path()).unwrap(), Chain([0; 32]));
