@@ -14,13 +14,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use testnet::{Options, Testnet};
+use testnet::Testnet;
 
 fn main() -> Result<()> {
     let scratch = arguments::scratch()?;
     let span = Duration::from_secs(arguments::argument("seconds", 60)?);
     let settle = Duration::from_secs(arguments::argument("settle", 15)?);
-    let omx = Testnet::up(&arguments::binary()?, &scratch.path().join("omx"), 3, &Options::default())?;
+    let omx = Testnet::up(&arguments::binary()?, &scratch.path().join("omx"), 3, &arguments::node_alone())?;
     let status = omx.nodes()[0].status()?;
     println!("{}; three nodes idle for {} s, after {} s", machine::name(), span.as_secs(), settle.as_secs());
     // Time itself is what is measured over, so nothing is waited for here.

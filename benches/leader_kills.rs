@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
-use testnet::{Options, Testnet, wait_until};
+use testnet::{Testnet, wait_until};
 
 const PROBE_EVERY: Duration = Duration::from_millis(50);
 /// Per node. Its local socket takes 64 connections; those that wait try again by themselves.
@@ -32,7 +32,7 @@ const WHOLE_LIMIT: Duration = Duration::from_secs(60);
 fn main() -> Result<()> {
     let scratch = arguments::scratch()?;
     let kills: usize = arguments::argument("kills", 100)?;
-    let mut omx = Testnet::up(&arguments::binary()?, &scratch.path().join("omx"), 3, &Options::default())?;
+    let mut omx = Testnet::up(&arguments::binary()?, &scratch.path().join("omx"), 3, &arguments::node_alone())?;
     println!("{}; {kills} kills of the leader of three", machine::name());
     let (mut first, mut patient) = (Vec::new(), Vec::new());
     for kill in 0..kills {

@@ -14,10 +14,12 @@ mod completions;
 mod config;
 mod confirm;
 mod doctor;
+mod engine;
 mod events;
 mod keys;
 mod leave;
 mod nodes;
+mod run;
 mod status;
 mod token;
 mod up;
@@ -53,8 +55,12 @@ enum Verb {
     Up(Box<up::Up>),
     #[command(flatten)]
     Question(Question),
+    Run(run::Run),
     Events(events::Events),
     Completions(completions::Completions),
+    #[cfg(feature = "engine")]
+    #[command(hide = true)]
+    Engine(engine::Engine),
 }
 
 /// What ends with one answer.
@@ -124,7 +130,8 @@ fn after_help() -> String {
            omx up                            start a node on this machine\n  \
            omx token create                  make the token with which one more machine joins\n  \
            omx up --join TOKEN               start a node there, as a member of the same mesh\n  \
-           omx status                        see how the mesh is\n\n{}",
+           omx status                        see how the mesh is\n  \
+           omx run omx-guide                 ask the model that comes along\n\n{}",
         exit::help()
     )
 }
@@ -138,8 +145,11 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
     let session = Session { folder, verbose, out: Out::new(json) };
     match cli.verb {
         Verb::Up(up) => up.run(&session),
+        Verb::Run(run) => wait_for(run.run(&session)),
         Verb::Events(events) => wait_for(events.run(&session)),
         Verb::Completions(completions) => out::print(&completions.script()).map(|()| Exit::Ok),
+        #[cfg(feature = "engine")]
+        Verb::Engine(engine) => engine.run(),
         Verb::Question(question) => {
             let (text, exit) = wait_for(question.ask(&session))?;
             out::print(&text).map(|()| exit)

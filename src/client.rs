@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use gateway::wire::{Failed, Problem};
 use http_body_util::{BodyExt, Limited};
 pub(crate) use hyper::Method;
@@ -153,6 +153,17 @@ impl Client {
         self.within_limit(exchange).await
     }
 
+    /// Asks for an answer that comes line by line. It may take its time: a model may have to be loaded first.
+    pub(crate) async fn lines(&self, path: &str, body: &impl Serialize) -> Result<Lines, Error> {
+        let request = format!("POST {path}");
+        let body = serde_json::to_vec(body).expect("what we send has text for keys and no other way to fail");
+        let (connection, response) = self.start(Method::POST, path, &[], body.into()).await?;
+        if !response.status().is_success() {
+            return Err(refusal(response.status(), &collect_bytes(&request, response).await?));
+        }
+        Ok(Lines { request, _connection: connection, body: response.into_body(), waiting: BytesMut::new() })
+    }
+
     async fn start(
         &self,
         method: Method,
@@ -195,7 +206,16 @@ async fn collect_bytes(request: &str, response: Response<Incoming>) -> Result<By
     body.map(|body| body.to_bytes()).map_err(|source| Error::Answer { request: request.to_owned(), source })
 }
 
+/// A refusal in Ollama's shape.
+#[derive(serde::Deserialize)]
+struct OllamaFailed {
+    error: String,
+}
+
 fn refusal(status: StatusCode, body: &[u8]) -> Error {
+    if let Ok(OllamaFailed { error }) = serde_json::from_slice(body) {
+        return Error::Refused { status, code: String::new(), message: error, hint: None };
+    }
     match serde_json::from_slice(body) {
         Ok(Failed { error: Problem { code, message, hint } }) => Error::Refused { status, code, message, hint },
         Err(_) => {
@@ -241,6 +261,43 @@ impl Events {
             }
         }
         Ok(None)
+    }
+}
+
+/// A running answer, one line of JSON after the other.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    request: String,
+    /// Drives the body for as long as this lives; the node stops answering when it ends.
+    _connection: Connection,
+    body: Incoming,
+    waiting: BytesMut,
+}
+
+/// More than any token says, its probabilities included.
+const LINE_BYTES_MAX: usize = 16 << 20;
+
+impl Lines {
+    /// The next line, without its end; nothing when the answer is over. May be cancelled: no line is lost.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        loop {
+            if let Some(end) = self.waiting.iter().position(|byte| *byte == b'\n') {
+                let line = self.waiting.split_to(end + 1).freeze();
+                return Ok(Some(line.slice(..end)));
+            }
+            if self.waiting.len() > LINE_BYTES_MAX {
+                let source = "a line without an end".into();
+                return Err(Error::Answer { request: self.request.clone(), source });
+            }
+            let Some(frame) = self.body.frame().await else {
+                let last = self.waiting.split().freeze();
+                return Ok((!last.is_empty()).then_some(last));
+            };
+            let frame = frame.map_err(|source| Error::Broken { request: self.request.clone(), source })?;
+            if let Ok(data) = frame.into_data() {
+                self.waiting.extend_from_slice(&data);
+            }
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use node::{Endpoint, EngineWanted, OllamaWanted};
 use toml::de::{DeTable, DeValue};
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 use types::NodeName;
@@ -28,12 +29,24 @@ pub(crate) enum Key {
     Mdns,
     AllowHost,
     InsecureNoAuth,
+    Ollama,
+    Engine,
     Log,
 }
 
 impl Key {
-    pub(crate) const ALL: [Self; 8] =
-        [Self::Name, Self::Api, Self::Mesh, Self::Bulk, Self::Mdns, Self::AllowHost, Self::InsecureNoAuth, Self::Log];
+    pub(crate) const ALL: [Self; 10] = [
+        Self::Name,
+        Self::Api,
+        Self::Mesh,
+        Self::Bulk,
+        Self::Mdns,
+        Self::AllowHost,
+        Self::InsecureNoAuth,
+        Self::Ollama,
+        Self::Engine,
+        Self::Log,
+    ];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
@@ -44,6 +57,8 @@ impl Key {
             Self::Mdns => "mdns",
             Self::AllowHost => "allow_host",
             Self::InsecureNoAuth => "insecure_no_auth",
+            Self::Ollama => "ollama",
+            Self::Engine => "engine",
             Self::Log => "log",
         }
     }
@@ -92,6 +107,10 @@ pub(crate) struct Settings {
     pub(crate) allow_host: Setting<Vec<String>>,
     /// Default: false.
     pub(crate) insecure_no_auth: Setting<bool>,
+    /// An Ollama by its address, `none`, or nothing: whichever answers at `OLLAMA_HOST` or its usual port.
+    pub(crate) ollama: Setting<OllamaWanted>,
+    /// Default: `auto`, which is where there is no Ollama.
+    pub(crate) engine: Setting<EngineWanted>,
     /// Levels by target, as in `info,net=debug`.
     pub(crate) log: Setting<String>,
 }
@@ -199,12 +218,14 @@ impl Settings {
             mdns: layers.setting(Key::Mdns, switch, || true)?,
             allow_host: layers.setting(Key::AllowHost, |text| Ok(list(text)), Vec::new)?,
             insecure_no_auth: layers.setting(Key::InsecureNoAuth, switch, || false)?,
+            ollama: layers.setting(Key::Ollama, ollama, || OllamaWanted::Found(usual_ollama(&layers.environment)))?,
+            engine: layers.setting(Key::Engine, engine, || EngineWanted::Auto)?,
             log: layers.setting(Key::Log, levels, || LOG_DEFAULT.to_owned())?,
         })
     }
 
     /// Each key with its value as text and where that comes from.
-    pub(crate) fn rows(&self) -> [(Key, String, Origin); 8] {
+    pub(crate) fn rows(&self) -> [(Key, String, Origin); 10] {
         let name = self.name.value.as_ref().map_or_else(String::new, NodeName::to_string);
         [
             (Key::Name, name, self.name.origin),
@@ -214,6 +235,8 @@ impl Settings {
             (Key::Mdns, self.mdns.value.to_string(), self.mdns.origin),
             (Key::AllowHost, self.allow_host.value.join(","), self.allow_host.origin),
             (Key::InsecureNoAuth, self.insecure_no_auth.value.to_string(), self.insecure_no_auth.origin),
+            (Key::Ollama, ollama_text(&self.ollama.value), self.ollama.origin),
+            (Key::Engine, engine_text(self.engine.value).to_owned(), self.engine.origin),
             (Key::Log, self.log.value.clone(), self.log.origin),
         ]
     }
@@ -294,6 +317,42 @@ fn switch(text: &str) -> Result<bool, Reason> {
         "true" | "1" => Ok(true),
         "false" | "0" => Ok(false),
         _ => Err(Reason("`true` or `false` is needed".to_owned())),
+    }
+}
+
+fn ollama(text: &str) -> Result<OllamaWanted, Reason> {
+    match text {
+        "none" => Ok(OllamaWanted::None),
+        _ => said(text.parse()).map(OllamaWanted::At),
+    }
+}
+
+fn ollama_text(wanted: &OllamaWanted) -> String {
+    match wanted {
+        OllamaWanted::None => "none".to_owned(),
+        OllamaWanted::At(at) | OllamaWanted::Found(at) => at.to_string(),
+    }
+}
+
+/// Where Ollama's own programs would look. What cannot be understood is theirs to complain about.
+fn usual_ollama(environment: impl Fn(&str) -> Option<String>) -> Endpoint {
+    environment("OLLAMA_HOST").and_then(|text| text.parse().ok()).unwrap_or_else(Endpoint::local)
+}
+
+fn engine(text: &str) -> Result<EngineWanted, Reason> {
+    match text {
+        "auto" => Ok(EngineWanted::Auto),
+        "on" => Ok(EngineWanted::On),
+        "off" => Ok(EngineWanted::Off),
+        _ => Err(Reason("`on`, `off` or `auto` is needed".to_owned())),
+    }
+}
+
+fn engine_text(wanted: EngineWanted) -> &'static str {
+    match wanted {
+        EngineWanted::Auto => "auto",
+        EngineWanted::On => "on",
+        EngineWanted::Off => "off",
     }
 }
 

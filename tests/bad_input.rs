@@ -18,13 +18,14 @@ fn omx() -> &'static Path {
 }
 
 fn mesh(dir: &Path, nodes: usize) -> Result<Testnet> {
-    Testnet::up(omx(), dir, nodes, &Options::default())
+    let arguments = ["--engine", "off"].map(str::to_owned).into();
+    Testnet::up(omx(), dir, nodes, &Options { arguments })
 }
 
 /// `omx up` on free loopback ports, with more arguments.
 fn up(dir: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(omx());
-    command.env_clear().args(["up", "--no-mdns", "--data-dir"]).arg(dir);
+    command.env_clear().args(["up", "--no-mdns", "--engine", "off", "--data-dir"]).arg(dir);
     for flag in ["--api", "--mesh", "--bulk"] {
         if !arguments.contains(&flag) {
             command.args([flag, "127.0.0.1:0"]);

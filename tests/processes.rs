@@ -18,7 +18,9 @@ use testnet::{Options, Testnet, wait_until};
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn mesh(dir: &Path, nodes: usize) -> Result<Testnet> {
-    Testnet::up(Path::new(env!("CARGO_BIN_EXE_omx")), dir, nodes, &Options::default())
+    // Nobody asks a model here.
+    let arguments = ["--engine", "off"].map(str::to_owned).into();
+    Testnet::up(Path::new(env!("CARGO_BIN_EXE_omx")), dir, nodes, &Options { arguments })
 }
 
 fn leader(status: &Value) -> Option<String> {

@@ -22,7 +22,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use testnet::{Options, Testnet};
+use testnet::Testnet;
 
 use client::{Client, Target};
 use etcd::Etcd;
@@ -44,7 +44,7 @@ fn main() -> Result<()> {
         "follower" => 1,
         _ => 0,
     };
-    let omx = Testnet::up(&arguments::binary()?, &scratch.path().join("omx"), 3, &Options::default())?;
+    let omx = Testnet::up(&arguments::binary()?, &scratch.path().join("omx"), 3, &arguments::node_alone())?;
     let etcd = Etcd::up(scratch.path())?;
     let key = omx.nodes()[0].text(&["keys", "create", "bench", "--scope", "admin"])?;
     let omx_pids: Vec<u32> = omx.nodes().iter().filter_map(testnet::Node::pid).collect();

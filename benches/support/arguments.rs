@@ -16,6 +16,11 @@ pub(crate) fn argument<T: FromStr>(name: &str, default: T) -> Result<T> {
     }
 }
 
+/// Without what runs models beside it: that is measured by itself.
+pub(crate) fn node_alone() -> testnet::Options {
+    testnet::Options { arguments: ["--engine", "off"].map(str::to_owned).into() }
+}
+
 /// Which `omx` is measured: by default the one cargo has just built with this profile.
 pub(crate) fn binary() -> Result<PathBuf> {
     argument("binary", PathBuf::from(env!("CARGO_BIN_EXE_omx")))

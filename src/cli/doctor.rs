@@ -75,7 +75,7 @@ async fn examine(folder: &Path) -> Vec<Check> {
     if let Ok(Some(run)) = RunFile::read(folder) {
         checks.push(checks::listeners(&reach(&run).await));
     }
-    checks.extend([checks::quorum(&status), checks::members(&status), checks::disk(&status)]);
+    checks.extend([checks::quorum(&status), checks::members(&status), checks::disk(&status), checks::models(&status)]);
     checks
 }
 

@@ -38,6 +38,7 @@ fn render(status: &wire::Status, out: &Out) -> String {
         ("quorum", quorum(status)),
         ("registry", format!("index {}, state {:.16}", status.index, status.state_hash)),
     ];
+    rows.push(("models", models(&status.backend)));
     if status.disk_low {
         rows.push(("disk", "no room for changes: free some space".to_owned()));
     }
@@ -45,6 +46,16 @@ fn render(status: &wire::Status, out: &Out) -> String {
         rows.push(("also here", format!("a node of another mesh at {} ({})", stranger.address, stranger.id)));
     }
     format!("{}\n{}", facts(&rows), members(&status.members, out))
+}
+
+fn models(backend: &wire::Backend) -> String {
+    let wire::Backend { kind, address, why, version, error } = backend;
+    let at = address.as_ref().map_or_else(String::new, |address| format!(" at {address}"));
+    match (kind.as_str(), version, error) {
+        ("none", ..) => format!("nothing runs them: {why}"),
+        (kind, Some(version), _) => format!("{kind} {version}{at}"),
+        (kind, None, error) => format!("{kind}{at} is down: {}", error.as_deref().unwrap_or("it does not say why")),
+    }
 }
 
 fn quorum(status: &wire::Status) -> String {
@@ -108,6 +119,7 @@ mod tests {
             "role": "node", "version": "0.1.0", "started_at": "2026-11-20T15:27:00Z",
             "leader": {"id": id, "name": "tower"}, "quorum": true, "term": 3, "index": 17,
             "state_hash": "9f86d081884c7d659a2feaa0c55ad015", "absent_voters": [], "disk_low": false,
+            "backend": {"kind": "engine", "address": "http://127.0.0.1:1", "why": "", "version": "0.1.0", "error": null},
             "members": [member("tower", "up", true), member("attic", "down", false)], "strangers": [],
         });
         serde_json::from_value(status).unwrap()
@@ -126,6 +138,7 @@ mod tests {
             "leader    tower",
             "quorum    yes",
             "registry  index 17, state 9f86d081884c7d65",
+            "models    engine 0.1.0 at http://127.0.0.1:1",
             "NAME   STATE  ROLE  VOTE    JOINED      ADDRESSES",
             "tower  up     node  leader  30 min ago  /ip4/10.0.0.7/tcp/11436 10.0.0.7:11437",
             "attic  down   node  voter   30 min ago  /ip4/10.0.0.7/tcp/11436 10.0.0.7:11437",

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use node::{ParseTokenError, Token};
+use node::{FIRST_MODEL, ParseTokenError, Token};
 use types::Secret;
 
 use super::Session;
@@ -69,6 +69,12 @@ pub(super) struct Up {
     /// Where the mesh has no API key yet, make the one in this file the first; it opens everything
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
+    /// Use the Ollama there, or `none` [env: OMX_OLLAMA] [default: where one answers, at OLLAMA_HOST or port 11434]
+    #[arg(long, value_name = "URL|none")]
+    ollama: Option<String>,
+    /// Run models by the built-in engine: `on`, `off`, or `auto` where no Ollama is [env: OMX_ENGINE] [default: auto]
+    #[arg(long, value_name = "on|off|auto")]
+    engine: Option<String>,
     /// What to log, such as `warn` or `info,net=debug` [env: OMX_LOG]
     #[arg(long, value_name = "LEVELS")]
     log: Option<String>,
@@ -115,6 +121,8 @@ impl Up {
             (Key::Mdns, on(self.no_mdns, "false")),
             (Key::AllowHost, on(!self.allow_host.is_empty(), &self.allow_host.join(","))),
             (Key::InsecureNoAuth, on(self.insecure_no_auth, "true")),
+            (Key::Ollama, self.ollama.clone()),
+            (Key::Engine, self.engine.clone()),
             (Key::Log, self.log.clone().or(by_verbosity)),
         ];
         given.into_iter().filter_map(|(key, text)| Some((key, text?))).collect()
@@ -146,21 +154,43 @@ struct SecretFile {
     source: std::io::Error,
 }
 
+/// What runs models here, for the greeting.
+enum Models {
+    Engine,
+    Ollama(String),
+    None(String),
+}
+
 /// Where the node is and what to type next, in this order. `anonymous` is whether callers on this machine may look at
 /// the mesh without a key: a line that does not work is worse than a longer one.
-fn greeting(api: SocketAddr, anonymous: bool, socket: &Path, data_folder: &Path) -> String {
+fn greeting(api: SocketAddr, anonymous: bool, socket: &Path, data_folder: &Path, models: &Models) -> String {
     let url = format!("http://{}", from_here(api));
-    let curl = match anonymous {
-        true => format!("curl {url}/omx/v1/status"),
+    let curl = |path: &str| match anonymous {
+        true => format!("curl {url}{path}"),
         false => {
             let socket = folder::quoted(&socket.display().to_string());
-            format!("curl --unix-socket {socket} http://localhost/omx/v1/status")
+            format!("curl --unix-socket {socket} http://localhost{path}")
         }
     };
     let create = format!("omx{} token create", folder::flag(data_folder));
+    let (models, asks) = match models {
+        Models::Engine => {
+            let question = "What is OllamaMax?";
+            let body = format!(r#"'{{"model":"{FIRST_MODEL}","prompt":"{question}","stream":false}}'"#);
+            let run = format!("omx{} run {FIRST_MODEL} \"{question}\"", folder::flag(data_folder));
+            ("the built-in engine".to_owned(), [format!("{} -d {body}", curl("/api/generate")), run])
+        }
+        Models::Ollama(at) => (format!("Ollama at {at}"), [curl("/api/tags"), curl("/omx/v1/status")]),
+        Models::None(why) => {
+            (why.clone(), [curl("/omx/v1/status"), format!("omx{} doctor", folder::flag(data_folder))])
+        }
+    };
+    let [first, second] = asks;
     facts(&[
         ("API", url),
-        ("try it", curl),
+        ("models", models),
+        ("try it", first),
+        ("or", second),
         ("next machine", format!("omx up --join TOKEN    (TOKEN: what `{create}` prints here)")),
     ])
 }

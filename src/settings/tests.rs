@@ -66,6 +66,8 @@ fn every_key_can_be_set_at_every_place() {
             Key::Mdns => ("false", "false"),
             Key::AllowHost => ("a,b.lan", "'a, b.lan'"),
             Key::InsecureNoAuth => ("true", "true"),
+            Key::Ollama => ("http://attic:1", "'http://attic:1'"),
+            Key::Engine => ("off", "'off'"),
             Key::Log => ("debug", "'debug'"),
         };
         let origin = |settings: Settings| {

@@ -2,11 +2,15 @@
 //!
 //! What a request is and what comes back is in [`runner`]; [`library`] keeps models loaded and makes room for others.
 //! [`chat`] knows how a model talks, and [`serve`] puts all of it behind Ollama's routes.
+//! [`keeper`] is the node's side: it keeps the process that runs all this.
 //! The pure parts know no model and no clock. Only `llama`, behind the feature of that name, knows llama.cpp; without
 //! it everything here compiles and nothing runs a model. This crate does not know HTTP clients, nodes or meshes.
 
 pub mod chat;
+#[cfg(feature = "llama")]
+pub mod child;
 mod error;
+pub mod keeper;
 pub mod library;
 #[cfg(feature = "llama")]
 mod llama;

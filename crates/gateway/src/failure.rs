@@ -29,8 +29,12 @@ impl Failure {
         Self { status, code, message: message.into(), hint: None, retry_after: None, cause: None }
     }
 
-    fn hint(self, hint: impl Into<String>) -> Self {
+    pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
+    }
+
+    pub(crate) fn retry_after(self, after: Duration) -> Self {
+        Self { retry_after: Some(after), ..self }
     }
 
     pub(crate) fn bad_request(message: impl Into<String>) -> Self {
@@ -77,6 +81,19 @@ impl Failure {
         let failure = Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
             .hint("the node's log says more under the `omx-request-id` of this answer");
         Self { cause: Some(cause.to_string()), ..failure }
+    }
+}
+
+impl Failure {
+    /// In Ollama's shape, for its routes: one text.
+    pub(crate) fn into_ollamas(mut self) -> Response {
+        let text = match self.hint.take() {
+            Some(hint) => format!("{} ({hint})", self.message),
+            None => self.message.clone(),
+        };
+        let (mut head, _) = self.into_response().into_parts();
+        head.headers.remove(header::CONTENT_LENGTH);
+        Response::from_parts(head, Json(serde_json::json!({ "error": text })).into_response().into_body())
     }
 }
 

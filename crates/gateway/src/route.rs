@@ -26,6 +26,10 @@ use crate::wire;
 
 /// Settings and labels fit many times over.
 const BODY_MAX: usize = 64 << 10;
+/// A few pictures and a long conversation.
+const OLLAMA_BODY_MAX: usize = 32 << 20;
+/// A model that has to be loaded first, and an answer that is not streamed, take minutes.
+const GENERATE_WITHIN: Duration = Duration::from_secs(3_600);
 /// A fresh read looks for a leader for ten seconds.
 const READ_WITHIN: Duration = Duration::from_secs(15);
 /// A change finds its node, asks the leader and waits to see it done, each with that patience.
@@ -43,6 +47,7 @@ pub(crate) struct Route {
     pub(crate) body: Option<Shape>,
     pub(crate) answer: Answers,
     pub(crate) success: StatusCode,
+    errors: Errors,
     run: Box<Run>,
 }
 
@@ -61,6 +66,22 @@ type Run = dyn Fn(Asked) -> BoxFuture<'static, Result<Response, Failure>> + Send
 /// The route a response came from, for the metrics.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Matched(pub(crate) &'static str);
+
+/// How a route says no.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Errors {
+    Ours,
+    Ollamas,
+}
+
+/// A request as it came, whole.
+pub(crate) struct Raw {
+    pub(crate) face: Arc<Face>,
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
 
 /// A request whose sender may ask it.
 struct Asked {
@@ -141,6 +162,7 @@ impl Route {
             body: None,
             answer: Answers::Json(SchemaGenerator::subschema_for::<A>),
             success: StatusCode::OK,
+            errors: Errors::Ours,
             run: Box::new(run),
         }
     }
@@ -169,6 +191,39 @@ impl Route {
             body: None,
             answer,
             success: StatusCode::OK,
+            errors: Errors::Ours,
+            run: Box::new(run),
+        }
+    }
+
+    /// One of Ollama's, whose body is understood elsewhere.
+    pub(crate) fn ollamas<F>(
+        method: Method,
+        path: &'static str,
+        need: Need,
+        about: &'static str,
+        run: fn(Raw) -> F,
+    ) -> Self
+    where
+        F: Future<Output = Result<Response, Failure>> + Send + 'static,
+    {
+        let of = method.clone();
+        let run = move |asked: Asked| -> BoxFuture<'static, _> {
+            let Asked { face, uri, headers, body, .. } = asked;
+            Box::pin(run(Raw { face, method: of.clone(), uri, headers, body }))
+        };
+        Self {
+            body_max: if method == Method::GET { 0 } else { OLLAMA_BODY_MAX },
+            method,
+            path,
+            need,
+            about,
+            deadline: GENERATE_WITHIN,
+            query: None,
+            body: None,
+            answer: Answers::Other("application/x-ndjson"),
+            success: StatusCode::OK,
+            errors: Errors::Ollamas,
             run: Box::new(run),
         }
     }
@@ -200,6 +255,7 @@ impl Route {
             body: Some(SchemaGenerator::subschema_for::<B>),
             answer: Answers::Json(SchemaGenerator::subschema_for::<A>),
             success: StatusCode::OK,
+            errors: Errors::Ours,
             run: Box::new(run),
         }
     }
@@ -226,7 +282,10 @@ impl Route {
                 }
                 response
             }
-            Err(failure) => failure.into_response(),
+            Err(failure) => match self.errors {
+                Errors::Ours => failure.into_response(),
+                Errors::Ollamas => failure.into_ollamas(),
+            },
         };
         response.extensions_mut().insert(Matched(self.path));
         response

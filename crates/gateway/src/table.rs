@@ -15,10 +15,12 @@ use crate::access::Need;
 use crate::face::{Face, Service};
 use crate::failure::Failure;
 use crate::route::{Answers, Route};
-use crate::{admin, health, metrics, openapi};
+use crate::{admin, forward, health, metrics, openapi};
 
 const READ: Need = Need::Scope(Scope::Read);
 const ADMIN: Need = Need::Scope(Scope::Admin);
+const INFER: Need = Need::Scope(Scope::Infer);
+const MODELS: Need = Need::Scope(Scope::Models);
 
 pub(crate) fn routes() -> Vec<Route> {
     use admin::{config, events, keys, nodes, tokens};
@@ -70,10 +72,26 @@ pub(crate) fn routes() -> Vec<Route> {
             Answers::Other("application/json"),
             openapi::serve,
         ),
+        Route::ollamas(Method::GET, "/", READ, "That somebody is here, as Ollama says it", forward::root),
+        ollama(Method::GET, "/api/version", READ, "The backend's version"),
+        ollama(Method::GET, "/api/tags", READ, "The models there are"),
+        ollama(Method::GET, "/api/ps", READ, "The models that are loaded"),
+        ollama(Method::POST, "/api/show", READ, "All about one model"),
+        ollama(Method::POST, "/api/generate", INFER, "Continue a prompt"),
+        ollama(Method::POST, "/api/chat", INFER, "Answer in a conversation"),
+        ollama(Method::POST, "/api/embed", INFER, "Vectors of texts"),
+        ollama(Method::POST, "/api/embeddings", INFER, "The vector of one text, in the older form"),
+        ollama(Method::POST, "/api/copy", MODELS, "Give a model one more name"),
+        ollama(Method::DELETE, "/api/delete", MODELS, "Delete a model"),
+        ollama(Method::POST, "/api/pull", MODELS, "Fetch a model, where the backend can"),
         Route::read("/healthz/live", Need::Nothing, "Whether this process answers", health::live),
         health::ready_route(),
         Route::other("/metrics", READ, "Figures for Prometheus", Answers::Other(metrics::MEDIA_TYPE), metrics::serve),
     ]
+}
+
+fn ollama(method: Method, path: &'static str, need: Need, about: &'static str) -> Route {
+    Route::ollamas(method, path, need, about, forward::forward)
 }
 
 /// The routes and what stands before them, ready to be asked.

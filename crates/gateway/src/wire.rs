@@ -18,7 +18,7 @@ pub use event::Event;
 pub use registry::{
     Change, ChangeLabels, CreateKey, CreateToken, Done, Key, NewKey, NewToken, RollBack, SetValue, Setting, Token,
 };
-pub use status::{Leader, Link, Member, Node, Part, Readiness, State, Status, Stranger};
+pub use status::{Backend, Leader, Link, Member, Node, Part, Readiness, State, Status, Stranger};
 
 /// A time for people, in RFC 3339 with milliseconds: `2026-11-20T15:30:00.000Z`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -13,6 +13,8 @@ use net::{Net, PeerStatus};
 use tokio::sync::broadcast;
 use types::{Label, MeshId, NodeId, NodeName, RaftId, Role, Scopes, UnixMillis};
 
+use crate::backend::{Backend, BackendInfo};
+
 /// A node's interface to everything above it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Api(Arc<Inner>);
@@ -22,6 +24,7 @@ struct Inner {
     cluster: Cluster,
     net: Net,
     log: store::Log,
+    backend: Backend,
     started_at: UnixMillis,
     events: broadcast::Sender<Event>,
 }
@@ -71,6 +74,8 @@ pub struct Status {
     pub absent_voters: Vec<NodeName>,
     /// No room on this node's disk.
     pub disk_low: bool,
+    /// What runs models on this machine.
+    pub backend: BackendInfo,
     pub members: Vec<NodeInfo>,
     /// Nodes of other meshes on the local network.
     pub strangers: Vec<(NodeId, String)>,
@@ -196,9 +201,14 @@ impl Readiness {
 const EVENTS_MAX: usize = 256;
 
 impl Api {
-    pub(crate) fn new(cluster: Cluster, net: Net, log: store::Log) -> Self {
+    pub(crate) fn new(cluster: Cluster, net: Net, log: store::Log, backend: Backend) -> Self {
         let (events, _) = broadcast::channel(EVENTS_MAX);
-        Self(Arc::new(Inner { cluster, net, log, started_at: now(), events }))
+        Self(Arc::new(Inner { cluster, net, log, backend, started_at: now(), events }))
+    }
+
+    /// What runs models on this machine.
+    pub fn backend(&self) -> &Backend {
+        &self.0.backend
     }
 
     /// Who this node is in a command that someone at its local socket gives.
@@ -227,7 +237,7 @@ impl Api {
     }
 
     pub async fn status(&self) -> Status {
-        let status = self.0.cluster.status().await;
+        let (status, backend) = futures::future::join(self.0.cluster.status(), self.0.backend.info()).await;
         let members = self.members();
         let me = self.id();
         let name_of = |id: NodeId| members.iter().find(|member| member.id == id).map(|member| member.name.clone());
@@ -247,6 +257,7 @@ impl Api {
             state_hash: status.state_hash,
             absent_voters: members.iter().filter(absent).map(|member| member.name.clone()).collect(),
             disk_low: self.0.log.space().is_ok_and(|space| space.low),
+            backend,
             strangers: self.0.net.strangers_seen().into_iter().map(|found| (found.id, found.address)).collect(),
             members,
         }

@@ -1,6 +1,7 @@
 //! One node: its parts, built and started in order and stopped in reverse, behind one facade.
 
 mod api;
+mod backend;
 mod events;
 mod folder;
 mod start;
@@ -10,10 +11,13 @@ pub mod test_util;
 pub use api::{
     Api, Error, Event, Figures, KeyInfo, Link, NodeInfo, NodeState, Readiness, Seat, SettingInfo, Status, TokenInfo,
 };
+pub use backend::{Backend, BackendInfo, EngineWanted, FIRST_MODEL, OllamaWanted, Unavailable, Wanted, Way};
 pub use cluster::Error as RegistryError;
 pub use cluster::{
     Actor, Change, Consistency, JournalEntry, KeyId, NewKey, Refused, StateHash, Token, TokenId, TokenPrefix,
 };
 pub use cluster::{End, JoinError, ParseTokenError};
+pub use engine::keeper::Program;
 pub use folder::{Error as FolderError, Folder, RunInfo};
+pub use ollama::{Endpoint, ParseEndpointError};
 pub use start::{Config, Node, Progress, StartError, would_join};

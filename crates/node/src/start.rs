@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use types::{MeshId, NodeName, RaftId, Role};
 
 use crate::api::{Api, now};
+use crate::backend::{Backend, Choice, Wanted};
 use crate::events;
 use crate::folder::{self, Folder};
 
@@ -24,6 +25,7 @@ pub struct Config {
     pub bulk: std::net::SocketAddr,
     pub mdns: bool,
     pub join: Option<Token>,
+    pub backend: Wanted,
 }
 
 /// A running node.
@@ -143,9 +145,18 @@ impl Node {
         let parts =
             Parts { keypair, net: net.clone(), log: log.clone(), shelf: Shelf::Folder(shelf), outside: outside() };
         let (cluster, cluster_task) = Cluster::open(cluster::Config::default(), parts, belonging, start).await?;
-        let api = Api::new(cluster.clone(), net.clone(), log.clone());
         let (stop_registry, stop_net) = (CancellationToken::new(), CancellationToken::new());
         let mut tasks = JoinSet::new();
+        let backend = match config.backend.choose().await {
+            (Choice::Ollama(at), why) => Backend::ollama(at, why),
+            (Choice::Nothing, why) => Backend::none(why),
+            (Choice::Engine(program), why) => {
+                let (handle, task) = engine::keeper::new(program);
+                tasks.spawn(task.run(stop_net.clone()));
+                Backend::engine(handle, why)
+            }
+        };
+        let api = Api::new(cluster.clone(), net.clone(), log.clone(), backend);
         tasks.spawn(net_task.run(cluster.services(), stop_net.clone()));
         let stopping = stop_net.clone();
         let watching = futures::future::join(events::run(api.clone()), watch_for_sleep(cluster.clone()));

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use types::{MeshId, RaftId, Role};
 
 use crate::api::{Api, Event, now};
+use crate::backend::Backend;
 
 /// A node without a disk or a network. Dropped, it is gone.
 #[derive(Debug)]
@@ -50,7 +51,7 @@ impl Solo {
         tasks.spawn(async move {
             task.run(CancellationToken::new()).await;
         });
-        Self { api: Api::new(cluster, net, log), _tasks: tasks }
+        Self { api: Api::new(cluster, net, log, Backend::none("a test needs none".to_owned())), _tasks: tasks }
     }
 
     /// Makes something happen.

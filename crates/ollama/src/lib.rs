@@ -1,7 +1,9 @@
-//! Ollama's formats: its JSON, its model names, its folder. What they mean to a model is the engine's business, what
+//! Ollama's formats: its JSON, its model names, its folder, where it listens. What they mean to a model is the engine's business, what
 //! they mean to a mesh the gateway's.
 
+pub mod client;
 mod digest;
+mod endpoint;
 pub mod folder;
 mod head;
 pub mod manifest;
@@ -9,6 +11,7 @@ mod name;
 pub mod wire;
 
 pub use digest::{Digest, InvalidDigest};
+pub use endpoint::{Endpoint, ParseEndpointError};
 pub use folder::Folder;
 pub use head::Head;
 pub use name::{InvalidName, ModelName};

@@ -6,13 +6,14 @@ use std::process::Stdio;
 use anyhow::{Context, bail};
 use serde_json::Value;
 
-use crate::tools;
+use crate::{engine_tools, tools};
 
 /// Builds `omx` and returns where it is: `target/release/omx`, or wherever the reader's own settings of cargo put it.
 pub(crate) fn user_binary() -> anyhow::Result<PathBuf> {
     tools::need_c_compiler()?;
+    engine_tools::need()?;
     let output = tools::cargo()
-        .args(["build", "--locked", "--release", "--package", "omx", "--bin", "omx"])
+        .args(["build", "--locked", "--release", "--package", "omx", "--bin", "omx", "--features", "engine"])
         .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit())
         .output()

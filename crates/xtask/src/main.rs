@@ -3,6 +3,7 @@
 //! They link none of the product's crates, so that they are there within seconds on a fresh machine.
 
 mod build;
+mod engine_tools;
 mod test;
 mod testnet;
 mod tools;

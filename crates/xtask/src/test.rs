@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-use crate::tools;
+use crate::{engine_tools, tools};
 
 /// One kind of check: a call of cargo that ends well or does not.
 struct Group {
@@ -20,18 +20,30 @@ struct Group {
 }
 
 /// In this order: seconds first, then what needs types only, then what needs machine code. Whole workspace and one
-/// profile throughout: another selection would unify features differently and compile the dependencies again.
+/// profile throughout, the engine included: another selection would unify features differently and compile the dependencies again.
 const GROUPS: [Group; 5] = [
     Group { name: "format", arguments: "fmt --all --check", counted: false },
     Group {
         name: "clippy",
-        arguments: "clippy --locked --profile=ci --workspace --all-targets -- --deny=warnings",
+        arguments: "clippy --locked --profile=ci --workspace --features=omx/engine --all-targets -- --deny=warnings",
         counted: false,
     },
-    Group { name: "docs", arguments: "doc --locked --profile=ci --workspace --no-deps", counted: false },
+    Group {
+        name: "docs",
+        arguments: "doc --locked --profile=ci --workspace --features=omx/engine --no-deps",
+        counted: false,
+    },
     // The fences run again among the tests, where they are counted; here they fail before the long part starts.
-    Group { name: "fences", arguments: "test --locked --profile=ci --workspace --test=tidy", counted: false },
-    Group { name: "tests", arguments: "test --locked --profile=ci --workspace --no-fail-fast", counted: true },
+    Group {
+        name: "fences",
+        arguments: "test --locked --profile=ci --workspace --features=omx/engine --test=tidy",
+        counted: false,
+    },
+    Group {
+        name: "tests",
+        arguments: "test --locked --profile=ci --workspace --features=omx/engine --no-fail-fast",
+        counted: true,
+    },
 ];
 
 /// Runs the groups up to the first that fails. The last line is the sum over all test binaries, alone on its line.
@@ -39,6 +51,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     tools::need_component("rustfmt", "fmt")?;
     tools::need_component("clippy", "clippy")?;
     tools::need_c_compiler()?;
+    engine_tools::need()?;
 
     let mut tally = Tally::default();
     let mut reports = Vec::with_capacity(GROUPS.len());

@@ -80,7 +80,7 @@ fn c_compiler_line(macos: bool, has: impl Fn(&str) -> bool) -> &'static str {
     known.map_or("CC=/path/to/a/c/compiler cargo xtask build", |(_, line)| line)
 }
 
-fn runs(command: &mut Command) -> bool {
+pub(crate) fn runs(command: &mut Command) -> bool {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
 }
 

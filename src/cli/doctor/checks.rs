@@ -200,6 +200,22 @@ pub(super) fn members(status: &Status) -> Check {
     }
 }
 
+/// What runs models here, and why it is that.
+pub(super) fn models(status: &Status) -> Check {
+    const NAME: &str = "models";
+    let backend = &status.backend;
+    match (backend.kind.as_str(), &backend.error) {
+        ("none", _) => warn(NAME, format!("nothing on this node runs models: {}", backend.why)).hint(
+            "start Ollama and then this node anew, name one with `--ollama URL`, or build with `cargo xtask build`",
+        ),
+        (kind, None) => ok(NAME, format!("{kind} answers ({})", backend.why)),
+        ("ollama", Some(error)) => fail(NAME, format!("Ollama does not answer: {error} ({})", backend.why))
+            .hint("start it, or look at its log"),
+        (kind, Some(error)) => fail(NAME, format!("the {kind} does not answer: {error}"))
+            .hint("it is started again by itself; the node's log says why it went down"),
+    }
+}
+
 pub(super) fn disk(status: &Status) -> Check {
     const NAME: &str = "registry's disk";
     match status.disk_low {

@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gateway::Local;
-use node::{Node, Progress, RunInfo, Token};
+use node::{Api, Node, Progress, RunInfo, Token};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use types::{NodeName, Scope, Secret};
 
 use super::signals::Signals;
-use super::{failed, greeting};
-use crate::cli::Session;
+use super::{Models, failed};
+use crate::cli::{Session, engine};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::logging::Logging;
@@ -26,6 +26,8 @@ const SOCKET: &str = "run/omx.sock";
 
 /// For requests that run when the node is told to stop. Longer than any of them may take by itself.
 const FINISH_MAX: Duration = Duration::from_secs(15);
+/// For the engine to serve, before the greeting is printed without it.
+const ENGINE_MAX: Duration = Duration::from_secs(20);
 /// For others to take over what this node leads and votes for.
 const HAND_OVER_MAX: Duration = Duration::from_secs(10);
 
@@ -58,8 +60,9 @@ pub(super) async fn live(
     let stop_serving = CancellationToken::new();
     let mut server = JoinSet::new();
     let ended = match serve(&node, session, settings, first_key.as_ref(), logging, &stop_serving, &mut server).await {
-        Ok(()) => tokio::select! {
+        Ok(greeting) => tokio::select! {
             () = signals.next() => None,
+            failure = greet(node.api().clone(), greeting) => Some(failure),
             end = node.ended() => failed::to_go_on(end),
             _ = server.join_next() => Some(Failure::new(Exit::General, "the API has stopped, which is a bug")),
         },
@@ -93,10 +96,15 @@ fn config(session: &Session, settings: &Settings, join: Option<Token>) -> node::
         bulk: settings.bulk.value,
         mdns: settings.mdns.value,
         join,
+        backend: node::Wanted {
+            ollama: settings.ollama.value.clone(),
+            engine: settings.engine.value,
+            program: engine::program(&session.folder),
+        },
     }
 }
 
-/// Opens the node's faces and says where they are.
+/// Opens the node's faces.
 async fn serve(
     node: &Node,
     session: &Session,
@@ -105,7 +113,7 @@ async fn serve(
     logging: &Logging,
     stop: &CancellationToken,
     server: &mut JoinSet<()>,
-) -> Result<(), Failure> {
+) -> Result<Greeting, Failure> {
     logging.to_files(&session.folder.join("log"))?;
     let socket = node.folder().path().join(SOCKET);
     let bound = gateway::bind(gateway::Config {
@@ -125,10 +133,40 @@ async fn serve(
     let info = run_info(node, settings, api);
     node.folder().announce(&info).map_err(|error| failed::to_start(error.into()))?;
     if session.out.json {
-        return out::print(&(serde_json::to_string(&info).expect("addresses are texts") + "\n"));
+        out::print(&(serde_json::to_string(&info).expect("addresses are texts") + "\n"))?;
+        return Ok(Greeting::Said);
     }
-    let anonymous = node.api().anonymous().allows(Scope::Read);
-    out::print(&greeting(api, anonymous, &socket, &session.folder))
+    Ok(Greeting::ToSay { api, socket, data_folder: session.folder.clone() })
+}
+
+/// What is left to be told once models run.
+enum Greeting {
+    Said,
+    ToSay { api: SocketAddr, socket: PathBuf, data_folder: PathBuf },
+}
+
+/// Says where the node is, and then nothing more: returns only what went wrong.
+async fn greet(node: Api, greeting: Greeting) -> Failure {
+    if let Greeting::ToSay { api, socket, data_folder } = greeting {
+        let models = models(&node).await;
+        let may = |scope| node.anonymous().allows(scope);
+        let open = may(Scope::Read) && may(Scope::Infer);
+        if let Err(failure) = out::print(&super::greeting(api, open, &socket, &data_folder, &models)) {
+            return failure;
+        }
+    }
+    std::future::pending().await
+}
+
+/// For an engine that is starting this waits: what is printed should work when it is read.
+async fn models(node: &Api) -> Models {
+    let backend = node.backend();
+    let ready = backend.ready(ENGINE_MAX).await;
+    match backend.way() {
+        Ok(_) if backend.is_engine() && ready => Models::Engine,
+        Ok(way) => Models::Ollama(way.at.to_string()),
+        Err(unavailable) => Models::None(unavailable.to_string()),
+    }
 }
 
 fn run_info(node: &Node, settings: &Settings, api: SocketAddr) -> RunInfo {

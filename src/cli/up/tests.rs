@@ -29,6 +29,8 @@ fn every_flag_sets_its_setting_and_no_other() {
         ("--no-mdns", Key::Mdns),
         ("--allow-host a.lan --allow-host b.lan", Key::AllowHost),
         ("--insecure-no-auth", Key::InsecureNoAuth),
+        ("--ollama http://attic:1", Key::Ollama),
+        ("--engine off", Key::Engine),
         ("--log warn", Key::Log),
     ] {
         assert!(line.starts_with(&key.flag()), "{line}");
@@ -73,10 +75,14 @@ fn a_token_does_not_print_itself() {
 #[test]
 fn what_to_type_next_works_as_it_stands() {
     let greet = |api: &str, anonymous| {
-        greeting(api.parse().unwrap(), anonymous, Path::new("/srv/my omx/run/omx.sock"), Path::new("/srv/my omx"))
+        let none = Models::None("nothing runs models".to_owned());
+        let (socket, folder) = (Path::new("/srv/my omx/run/omx.sock"), Path::new("/srv/my omx"));
+        greeting(api.parse().unwrap(), anonymous, socket, folder, &none)
     };
     let expected = "API           http://127.0.0.1:11435\n\
+                    models        nothing runs models\n\
                     try it        curl http://127.0.0.1:11435/omx/v1/status\n\
+                    or            omx --data-dir '/srv/my omx' doctor\n\
                     next machine  omx up --join TOKEN    (TOKEN: what `omx --data-dir '/srv/my omx' token create` prints here)\n";
     assert_eq!(greet("127.0.0.1:11435", true), expected);
     assert_eq!(greet("0.0.0.0:11435", true), expected);

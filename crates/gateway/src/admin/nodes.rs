@@ -68,9 +68,18 @@ impl From<node::Status> for wire::Status {
             state_hash: status.state_hash.to_string(),
             absent_voters: status.absent_voters,
             disk_low: status.disk_low,
+            backend: status.backend.into(),
             members: status.members.into_iter().map(|node| wire::Node::from(node).member).collect(),
             strangers: status.strangers.into_iter().map(stranger).collect(),
         }
+    }
+}
+
+impl From<node::BackendInfo> for wire::Backend {
+    fn from(backend: node::BackendInfo) -> Self {
+        let node::BackendInfo { kind, address, why, answers } = backend;
+        let (version, error) = (answers.clone().ok(), answers.err());
+        Self { kind: kind.to_owned(), address, why, version, error }
     }
 }
 

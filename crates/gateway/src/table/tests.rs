@@ -23,14 +23,16 @@ use crate::wire;
 enum Needs {
     Nothing,
     Read,
+    Infer,
+    Models,
     Admin,
     Machine,
 }
-use Needs::{Admin, Machine, Nothing, Read};
+use Needs::{Admin, Infer, Machine, Models, Nothing, Read};
 
 /// Method, route, a path of it, a body, what it needs, and the status of whoever gets through. Some get through to a
 /// refusal of the registry's: the only voter cannot be removed, and some of what is named here is not there.
-const ROWS: [(&str, &str, &str, &str, Needs, u16); 25] = [
+const ROWS: [(&str, &str, &str, &str, Needs, u16); 37] = [
     ("GET", "/omx/v1/status", "/omx/v1/status", "", Read, 200),
     ("GET", "/omx/v1/nodes", "/omx/v1/nodes", "", Read, 200),
     ("GET", "/omx/v1/nodes/{node}", "/omx/v1/nodes/solo", "", Read, 200),
@@ -53,6 +55,19 @@ const ROWS: [(&str, &str, &str, &str, Needs, u16); 25] = [
     ("GET", "/omx/v1/events", "/omx/v1/events", "", Read, 200),
     ("POST", "/omx/v1/leave", "/omx/v1/leave", "", Machine, 409),
     ("GET", "/omx/v1/openapi.json", "/omx/v1/openapi.json", "", Read, 200),
+    ("GET", "/", "/", "", Read, 200),
+    // Nothing runs models in this mesh of one; that is what whoever gets through is told.
+    ("GET", "/api/version", "/api/version", "", Read, 503),
+    ("GET", "/api/tags", "/api/tags", "", Read, 503),
+    ("GET", "/api/ps", "/api/ps", "", Read, 503),
+    ("POST", "/api/show", "/api/show", "{}", Read, 503),
+    ("POST", "/api/generate", "/api/generate", "{}", Infer, 503),
+    ("POST", "/api/chat", "/api/chat", "{}", Infer, 503),
+    ("POST", "/api/embed", "/api/embed", "{}", Infer, 503),
+    ("POST", "/api/embeddings", "/api/embeddings", "{}", Infer, 503),
+    ("POST", "/api/copy", "/api/copy", "{}", Models, 503),
+    ("DELETE", "/api/delete", "/api/delete", "{}", Models, 503),
+    ("POST", "/api/pull", "/api/pull", "{}", Models, 503),
     ("GET", "/healthz/live", "/healthz/live", "", Nothing, 200),
     ("GET", "/healthz/ready", "/healthz/ready", "", Nothing, 200),
     ("GET", "/metrics", "/metrics", "", Read, 200),
@@ -137,16 +152,17 @@ async fn every_route_answers_every_caller_as_written_down() {
             assert_eq!(response.status().as_u16(), expected, "{method} {path} by {who}");
         };
         let if_needs = |open: &[Needs], otherwise: u16| if open.contains(&needs) { through } else { otherwise };
-        check("nobody on loopback", loopback(), None, if_needs(&[Nothing, Read], 401)).await;
+        check("nobody on loopback", loopback(), None, if_needs(&[Nothing, Read, Infer, Models], 401)).await;
         check("nobody from beyond", beyond(), None, if_needs(&[Nothing], 401)).await;
         // From somewhere else each time, so that the throttle does not answer in its place.
         let elsewhere = from([198, 51, 100, u8::try_from(row).unwrap()]);
         check("a wrong key", elsewhere, Some(&wrong), if_needs(&[Nothing], 401)).await;
         for (scope, key) in &keys {
             let open: &[Needs] = match scope {
-                Scope::Infer | Scope::Models => &[Nothing],
+                Scope::Infer => &[Nothing, Infer],
+                Scope::Models => &[Nothing, Models],
                 Scope::Read => &[Nothing, Read],
-                Scope::Admin => &[Nothing, Read, Admin],
+                Scope::Admin => &[Nothing, Read, Infer, Models, Admin],
             };
             check(&format!("a key with {scope}"), beyond(), Some(key), if_needs(open, 403)).await;
         }
@@ -159,7 +175,7 @@ async fn every_route_answers_every_caller_as_written_down() {
 #[tokio::test]
 async fn a_foreign_host_or_origin_is_refused_on_every_route_and_beside_them() {
     let rig = Rig::new().await;
-    let paths = ROWS.iter().map(|row| (row.0, row.2)).chain([("GET", "/"), ("OPTIONS", "/omx/v1/status")]);
+    let paths = ROWS.iter().map(|row| (row.0, row.2)).chain([("GET", "/nowhere"), ("OPTIONS", "/omx/v1/status")]);
     for (method, path) in paths {
         for (code, headers) in [
             ("foreign_host", [("host", "evil.example"), ("accept", "*/*")]),
@@ -181,7 +197,7 @@ async fn what_is_not_in_the_table_is_refused_in_the_same_form_with_an_id() {
     for (method, path, status, code) in [
         ("GET", "/omx/v1/nothing", 404, "no_route"),
         ("GET", "/omx/v2/status", 404, "no_route"),
-        ("GET", "/", 404, "no_route"),
+        ("GET", "/nowhere", 404, "no_route"),
         ("DELETE", "/omx/v1/status", 405, "method_not_allowed"),
         ("OPTIONS", "/omx/v1/status", 405, "method_not_allowed"),
     ] {

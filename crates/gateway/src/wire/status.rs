@@ -37,9 +37,24 @@ pub struct Status {
     pub absent_voters: Vec<NodeName>,
     /// Whether this node's disk is too full for changes.
     pub disk_low: bool,
+    pub backend: Backend,
     pub members: Vec<Member>,
     /// Nodes of other meshes on the local network.
     pub strangers: Vec<Stranger>,
+}
+
+/// What runs models on the node that answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Backend {
+    /// `ollama`, `engine` or `none`.
+    pub kind: String,
+    pub address: Option<String>,
+    /// Why it is this one.
+    pub why: String,
+    /// Where it answers.
+    pub version: Option<String>,
+    /// Where it does not.
+    pub error: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

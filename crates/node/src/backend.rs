@@ -1,0 +1,232 @@
+//! What runs models on this machine: an Ollama that is there already, or the engine that this node starts. Which of them
+//! is decided once, when the node starts.
+
+use std::time::Duration;
+
+use engine::keeper::{self, Program, State};
+use engine::serve::SECRET_HEADER;
+use ollama::{Endpoint, client};
+use types::Secret;
+
+/// What was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    pub ollama: OllamaWanted,
+    pub engine: EngineWanted,
+    /// How the engine is started; `None` where this program was built without it.
+    pub program: Option<Program>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OllamaWanted {
+    /// Used where one answers there.
+    Found(Endpoint),
+    /// Used whether it answers now or not.
+    At(Endpoint),
+    None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EngineWanted {
+    /// Where no Ollama is.
+    Auto,
+    On,
+    Off,
+}
+
+/// What was decided, and why, in words for people.
+#[derive(Debug, Clone)]
+pub struct Backend {
+    kind: Kind,
+    why: String,
+}
+
+#[derive(Debug, Clone)]
+enum Kind {
+    Ollama(Endpoint),
+    Engine(keeper::Handle),
+    None,
+}
+
+/// How the backend is spoken to just now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Way {
+    pub at: Endpoint,
+    /// A header without which it does not answer.
+    pub secret: Option<(&'static str, Secret<String>)>,
+}
+
+/// Why nothing here runs models just now.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unavailable {
+    #[error("nothing on this node runs models: {0}")]
+    Nothing(String),
+    #[error("the engine is starting")]
+    Starting,
+    #[error("the engine is down and is started again: {0}")]
+    Down(String),
+}
+
+/// For `status` and `doctor`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackendInfo {
+    pub kind: &'static str,
+    pub address: Option<String>,
+    pub why: String,
+    /// Its version, or why it does not answer.
+    pub answers: Result<String, String>,
+}
+
+/// What an engine without models is given, so that the first question has an answer.
+pub const FIRST_MODEL: &str = "omx-guide";
+
+/// An Ollama on this machine answers in a moment or is not there.
+const FIND_MAX: Duration = Duration::from_secs(1);
+
+/// What is decided before anything is started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Choice {
+    Ollama(Endpoint),
+    Engine(Program),
+    Nothing,
+}
+
+impl Wanted {
+    pub(crate) async fn choose(&self) -> (Choice, String) {
+        let found = match &self.ollama {
+            OllamaWanted::Found(at) if self.engine != EngineWanted::On => {
+                client::version(at, None, FIND_MAX).await.map_err(|error| error.to_string())
+            }
+            OllamaWanted::Found(_) | OllamaWanted::At(_) | OllamaWanted::None => Err(String::new()),
+        };
+        self.decide(found)
+    }
+
+    /// `found` is the version of the Ollama that was looked for, or why there is none.
+    fn decide(&self, found: Result<String, String>) -> (Choice, String) {
+        let engine = |why: String| match &self.program {
+            Some(program) => (Choice::Engine(program.clone()), why),
+            None => (Choice::Nothing, format!("{why}, and this program was built without the engine")),
+        };
+        match (&self.ollama, self.engine, found) {
+            (_, EngineWanted::On, _) => engine("the engine was asked for".to_owned()),
+            (OllamaWanted::At(at), ..) => (Choice::Ollama(at.clone()), "this Ollama was asked for".to_owned()),
+            (OllamaWanted::Found(at), _, Ok(version)) => {
+                (Choice::Ollama(at.clone()), format!("Ollama {version} answers at {at}"))
+            }
+            (OllamaWanted::Found(at), EngineWanted::Auto, Err(why)) => engine(format!("no Ollama at {at}: {why}")),
+            (OllamaWanted::None, EngineWanted::Auto, _) => engine("no Ollama is to be used".to_owned()),
+            (OllamaWanted::Found(at), EngineWanted::Off, Err(why)) => {
+                (Choice::Nothing, format!("no Ollama at {at}: {why}; the engine is switched off"))
+            }
+            (OllamaWanted::None, EngineWanted::Off, _) => {
+                (Choice::Nothing, "no Ollama is to be used, and the engine is switched off".to_owned())
+            }
+        }
+    }
+}
+
+impl Backend {
+    pub(crate) fn ollama(at: Endpoint, why: String) -> Self {
+        Self { kind: Kind::Ollama(at), why }
+    }
+
+    pub(crate) fn engine(handle: keeper::Handle, why: String) -> Self {
+        Self { kind: Kind::Engine(handle), why }
+    }
+
+    pub(crate) fn none(why: String) -> Self {
+        Self { kind: Kind::None, why }
+    }
+
+    pub fn way(&self) -> Result<Way, Unavailable> {
+        match &self.kind {
+            Kind::Ollama(at) => Ok(Way { at: at.clone(), secret: None }),
+            Kind::None => Err(Unavailable::Nothing(self.why.clone())),
+            Kind::Engine(handle) => match handle.state() {
+                State::Serving(serving) => {
+                    let secret = Secret::new(serving.secret.expose().to_owned());
+                    Ok(Way { at: serving.at.clone(), secret: Some((SECRET_HEADER, secret)) })
+                }
+                State::Starting => Err(Unavailable::Starting),
+                State::Waiting { why } => Err(Unavailable::Down(why)),
+                State::Stopped => Err(Unavailable::Down("the node is stopping".to_owned())),
+            },
+        }
+    }
+
+    /// Waits for an engine that is starting. Returns whether the backend can be asked now.
+    pub async fn ready(&self, limit: Duration) -> bool {
+        if let Kind::Engine(handle) = &self.kind {
+            handle.clone().serving(limit).await;
+        }
+        self.way().is_ok()
+    }
+
+    pub fn is_engine(&self) -> bool {
+        matches!(self.kind, Kind::Engine(_))
+    }
+
+    pub async fn info(&self) -> BackendInfo {
+        let way = self.way();
+        let answers = match &way {
+            Ok(Way { at, secret }) => {
+                let header = secret.as_ref().map(|(name, value)| (*name, value.expose().as_str()));
+                client::version(at, header, FIND_MAX).await.map_err(|error| error.to_string())
+            }
+            Err(unavailable) => Err(unavailable.to_string()),
+        };
+        BackendInfo {
+            kind: match &self.kind {
+                Kind::Ollama(_) => "ollama",
+                Kind::Engine(_) => "engine",
+                Kind::None => "none",
+            },
+            address: way.ok().map(|way| way.at.to_string()),
+            why: self.why.clone(),
+            answers,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn program() -> Program {
+        Program { file: "omx".into(), arguments: Vec::new() }
+    }
+
+    fn wanted(ollama: OllamaWanted, engine: EngineWanted) -> Wanted {
+        Wanted { ollama, engine, program: Some(program()) }
+    }
+
+    #[test]
+    fn an_ollama_that_answers_is_used_and_else_the_engine_runs() {
+        let found = OllamaWanted::Found(Endpoint::local());
+        let auto = wanted(found.clone(), EngineWanted::Auto);
+        assert_eq!(auto.decide(Ok("0.6.2".into())).0, Choice::Ollama(Endpoint::local()));
+        let (choice, why) = auto.decide(Err("nothing listens there".into()));
+        assert_eq!(choice, Choice::Engine(program()));
+        assert!(why.contains("no Ollama at http://127.0.0.1:11434: nothing listens there"), "{why}");
+        let (choice, why) = Wanted { program: None, ..auto }.decide(Err("nothing listens there".into()));
+        assert_eq!(choice, Choice::Nothing);
+        assert!(why.contains("built without the engine"), "{why}");
+        let off = wanted(found, EngineWanted::Off);
+        assert_eq!(off.decide(Err(String::new())).0, Choice::Nothing);
+    }
+
+    #[test]
+    fn what_was_asked_for_by_name_is_used_whether_it_answers_or_not() {
+        let at: Endpoint = "attic:1".parse().unwrap();
+        let named = wanted(OllamaWanted::At(at.clone()), EngineWanted::Auto);
+        assert_eq!(named.decide(Err(String::new())).0, Choice::Ollama(at));
+        let on = wanted(OllamaWanted::Found(Endpoint::local()), EngineWanted::On);
+        assert_eq!(on.decide(Ok("0.6.2".into())).0, Choice::Engine(program()));
+        assert_eq!(
+            wanted(OllamaWanted::None, EngineWanted::Auto).decide(Err(String::new())).0,
+            Choice::Engine(program())
+        );
+        assert_eq!(wanted(OllamaWanted::None, EngineWanted::Off).decide(Err(String::new())).0, Choice::Nothing);
+    }
+}
