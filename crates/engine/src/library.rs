@@ -1,6 +1,6 @@
 //! Which models are loaded: loads what is asked for, keeps it as long as was said, makes room by dropping what is idle.
 //!
-//! One task owns the models. What it does is decided in [`state`](self::state), which is pure; loading and unloading
+//! One task owns the models. What it does is decided in `state`, which is pure; loading and unloading
 //! block, and run beside it.
 
 mod state;
