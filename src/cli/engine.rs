@@ -37,6 +37,7 @@ mod child {
     ///
     /// Reads its secret from stdin, says on stdout where it serves, and ends with its stdin. `omx up` starts it.
     #[derive(Debug, Args)]
+    #[command(after_help = "Examples:\n  omx up --engine on      starts it, wherever an Ollama is")]
     pub(in crate::cli) struct Engine {
         /// The models, in Ollama's layout
         #[arg(long, value_name = "DIR")]

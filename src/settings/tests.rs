@@ -110,7 +110,7 @@ fn an_unknown_key_is_an_error_with_a_line_and_a_suggestion() {
         "error: unknown key `mehs` in line 3 of `d/omx.toml`\nhint: did you mean `mesh`?\n"
     );
     assert!(unknown("insecure-no-auth = true").contains("did you mean `insecure_no_auth`?"));
-    assert!(unknown("[gateway]\nthreads = 4").ends_with("`insecure_no_auth`, `log`\n"));
+    assert!(unknown("[gateway]\nthreads = 4").ends_with("`insecure_no_auth`, `ollama`, `engine`, `log`\n"));
 }
 
 #[test]

@@ -154,6 +154,6 @@ mod tests {
         let document = document(&table::routes());
         let parameters = document["paths"]["/omx/v1/config/{key}"]["get"]["parameters"].as_array().unwrap();
         let names: Vec<_> = parameters.iter().map(|parameter| parameter["name"].as_str().unwrap()).collect();
-        assert_eq!(names, ["key", "at_least", "consistency"]);
+        assert_eq!(names, ["key", "consistency", "at_least"]);
     }
 }
