@@ -5,6 +5,7 @@ mod http;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -123,6 +124,15 @@ fn same_state(testnet: &Testnet) -> Result<()> {
     })
 }
 
+/// Three of five vote, and every node sees every other: nobody's seat is about to be given to somebody else.
+fn seated_and_up(testnet: &Testnet) -> Result<()> {
+    for node in testnet.nodes() {
+        let quiet = |status: &Value| (voters(status) == 3 && up(status) == 5).then_some(());
+        node.wait_until("three voters and all five up", LIMIT, quiet)?;
+    }
+    Ok(())
+}
+
 /// Everybody's addresses are what it listens on: nobody has anything to tell the others any more.
 fn addresses_known(testnet: &Testnet) -> Result<()> {
     wait_until("the mesh to know all addresses", LIMIT, || {
@@ -159,6 +169,7 @@ fn five_nodes_lose_no_acknowledged_write_while_one_after_another_is_killed() -> 
     ensure!(acknowledged.values().all(|number| *number > 10), "{acknowledged:?}");
     holds(&testnet, &acknowledged)?;
     addresses_known(&testnet)?;
+    seated_and_up(&testnet)?;
     same_state(&testnet)?;
 
     // All at once: what they agree on afterwards is what they agreed on before.
@@ -172,6 +183,7 @@ fn five_nodes_lose_no_acknowledged_write_while_one_after_another_is_killed() -> 
     for node in testnet.nodes_mut() {
         node.ready()?;
     }
+    seated_and_up(&testnet)?;
     holds(&testnet, &acknowledged)?;
     same_state(&testnet)?;
     let after = testnet.nodes()[0].status()?;
@@ -204,7 +216,11 @@ fn a_frozen_node_is_down_for_the_others_and_up_again_when_it_thaws() -> Result<(
 fn a_removed_node_is_cut_off_and_stays_out() -> Result<()> {
     let scratch = tempfile::tempdir()?;
     let mut testnet = mesh(scratch.path(), 4)?;
-    testnet.node("n1")?.text(&["nodes", "remove", "n4"])?;
+    let n1 = testnet.node("n1")?;
+    let unconfirmed = n1.cli(&["nodes", "remove", "n4"])?;
+    ensure!(unconfirmed.status.code() == Some(2), "{:?}", unconfirmed.status);
+    ensure!(String::from_utf8_lossy(&unconfirmed.stderr).contains("hint: give `--yes`"), "{unconfirmed:?}");
+    n1.text(&["nodes", "remove", "n4", "--yes"])?;
     for name in ["n1", "n2", "n3"] {
         let gone = |status: &Value| (status["members"].as_array()?.len() == 3).then_some(());
         testnet.node(name)?.wait_until("three members", LIMIT, gone)?;
@@ -217,6 +233,21 @@ fn a_removed_node_is_cut_off_and_stays_out() -> Result<()> {
     })?;
     let said = removed.last_words();
     ensure!(said.contains("no member of its mesh any more"), "{said}");
+
+    // Neither its folder nor a token that would let in anybody else brings it back.
+    let (dir, token) = (removed.dir(), testnet.node("n1")?.text(&["token", "create"])?);
+    let ended = Command::new(env!("CARGO_BIN_EXE_omx"))
+        .env_clear()
+        .args(["up", "--no-mdns", "--engine", "off", "--join", &token, "--data-dir"])
+        .arg(&dir)
+        .args(["--api", "127.0.0.1:0", "--mesh", "127.0.0.1:0", "--bulk", "127.0.0.1:0"])
+        .output()?;
+    let said = String::from_utf8_lossy(&ended.stderr);
+    ensure!(ended.status.code() == Some(10), "{}: {said}", ended.status);
+    for name in ["n1", "n2", "n3"] {
+        let status = testnet.node(name)?.status()?;
+        ensure!(status["members"].as_array().map(Vec::len) == Some(3), "at {name}: {status}");
+    }
     Ok(())
 }
 

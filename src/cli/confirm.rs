@@ -1,12 +1,24 @@
 //! Asks whoever types before something that cannot be taken back.
 
-use std::io::{self, BufRead};
+use std::io::{self, BufRead, IsTerminal};
 
 use crate::exit::Exit;
 use crate::failure::Failure;
 
-/// Ends well only on a yes.
-pub(super) fn ask(what_happens: &str) -> Result<(), Failure> {
+/// Ends well only on a yes: given along as `--yes`, or typed at a terminal. Whoever pipes into a command meant its input
+/// for something else.
+pub(super) fn confirm(yes: bool, what_happens: &str) -> Result<(), Failure> {
+    match (yes, io::stdin().is_terminal()) {
+        (true, _) => Ok(()),
+        (false, true) => ask(what_happens),
+        (false, false) => {
+            let hint = "give `--yes` where nobody can be asked".to_owned();
+            Err(Failure::usage("this cannot be taken back and must be confirmed").hint(hint))
+        }
+    }
+}
+
+fn ask(what_happens: &str) -> Result<(), Failure> {
     eprint!("{what_happens} Go on? [y/N] ");
     let mut typed = String::new();
     let read = io::stdin().lock().read_line(&mut typed);

@@ -1,11 +1,10 @@
 //! `omx leave`: this node goes for good.
 
-use std::io::{self, IsTerminal};
-
 use clap::Args;
 use gateway::wire::Nothing;
 
-use super::{Session, confirm};
+use super::Session;
+use super::confirm::confirm;
 use crate::client::Method;
 use crate::failure::Failure;
 
@@ -23,13 +22,7 @@ pub(super) struct Leave {
 impl Leave {
     pub(super) async fn run(self, session: &Session) -> Result<String, Failure> {
         let client = session.client()?;
-        if !self.yes {
-            if !io::stdin().is_terminal() {
-                let hint = "give `--yes` where nobody can be asked".to_owned();
-                return Err(Failure::usage("leaving a mesh must be confirmed").hint(hint));
-            }
-            confirm::ask("This node leaves its mesh and cannot come back with this data folder.")?;
-        }
+        confirm(self.yes, "This node leaves its mesh and cannot come back with this data folder.")?;
         let answer = client.send(Method::POST, "/omx/v1/leave", &Nothing {}).await?;
         session.out.answer(&answer, |_: Nothing| "this node is no member of the mesh any more\n".to_owned())
     }

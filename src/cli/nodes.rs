@@ -1,14 +1,14 @@
 //! `omx nodes`: the members, one by one.
 
-use std::io::{self, IsTerminal};
 use std::str::FromStr;
 
 use clap::Subcommand;
 use gateway::wire::{ChangeLabels, Done, Link, Node, Nothing};
 use types::{Label, ParseNameError};
 
+use super::confirm::confirm;
 use super::status::{state, vote};
-use super::{Freshness, Session, confirm};
+use super::{Freshness, Session};
 use crate::client::{Method, segment};
 use crate::failure::Failure;
 use crate::out::Out;
@@ -45,7 +45,7 @@ pub(super) enum Nodes {
     /// A machine that shall come back needs an empty data folder and a new token.
     Remove {
         node: String,
-        /// Do not ask. Without a terminal nobody is asked
+        /// Do not ask
         #[arg(short, long)]
         yes: bool,
     },
@@ -94,9 +94,7 @@ impl Nodes {
                 out.answer(&answer, |node: Node| format!("`{}` is labelled {}\n", node.member.name, labels(&node)))
             }
             Self::Remove { node, yes } => {
-                if !yes && io::stdin().is_terminal() {
-                    confirm::ask(&format!("`{node}` loses its membership for good."))?;
-                }
+                confirm(yes, &format!("`{node}` loses its membership for good."))?;
                 let answer = client.delete(&path(&node)).await?;
                 out.answer(&answer, |_: Done| format!("`{node}` is no member any more, and its key is barred\n"))
             }

@@ -93,7 +93,7 @@ async fn a_node_is_drained_and_labelled() {
     assert_eq!(node.json("nodes undrain solo").await["state"], "up");
     assert_eq!(node.says("nodes label solo gpu=4090 room=2").await, "`solo` is labelled gpu=4090 room=2\n");
     assert_eq!(node.says("nodes label solo room-").await, "`solo` is labelled gpu=4090\n");
-    assert_eq!(node.refuses("nodes remove solo").await.exit, Exit::Refused);
+    assert_eq!(node.refuses("nodes remove solo --yes").await.exit, Exit::Refused);
 }
 
 #[tokio::test(flavor = "multi_thread")]
