@@ -231,13 +231,24 @@ impl OnDisk {
         let config = store::Config::new(folder.registry());
         let shelf = config.snapshots();
         let (log, worker) = store::Log::open(config)?;
-        // Whatever is kept beside the log counts as much as the log: one damaged piece, and all of it is.
-        for name in store::snapshot::list(&shelf)? {
-            store::snapshot::read(&shelf, &name)?;
+        match beside_the_log(&shelf) {
+            Ok((belonging, incarnation)) => Ok(Self { log, worker, shelf, belonging, incarnation }),
+            Err(error) => {
+                // Whoever sets the folder aside next finds nobody at work in it: without its last handle the worker ends.
+                drop(log);
+                worker.join();
+                Err(error)
+            }
         }
-        let (belonging, incarnation) = (kept(&shelf, BELONGING)?, incarnation(&shelf)?);
-        Ok(Self { log, worker, shelf, belonging, incarnation })
     }
+}
+
+/// Whatever is kept beside the log counts as much as the log: one damaged piece, and all of it is.
+fn beside_the_log(shelf: &std::path::Path) -> Result<(Option<Belonging>, [u8; 16]), StartError> {
+    for name in store::snapshot::list(shelf)? {
+        store::snapshot::read(shelf, &name)?;
+    }
+    Ok((kept(shelf, BELONGING)?, incarnation(shelf)?))
 }
 
 /// Opens the registry's folder. A damaged one is kept aside where there is a way back into the mesh.
