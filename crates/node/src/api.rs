@@ -197,6 +197,9 @@ impl Readiness {
     }
 }
 
+/// For taking back the drain of a node that could not leave.
+const UNDRAIN_WITHIN: Duration = Duration::from_secs(3);
+
 /// Events one listener may lag behind; then it is told how many it missed.
 const EVENTS_MAX: usize = 256;
 
@@ -362,19 +365,26 @@ impl Api {
     }
 
     /// Takes this node out of the mesh: it takes no new work, others take over what it leads and votes for, then it is a
-    /// member no more. Where it has to stay it works on as before.
+    /// member no more. Where that fails it works on as before, unless it is known to be removed all the same.
     pub async fn leave(&self, by: Actor, limit: Duration) -> Result<(), Error> {
         let cluster = &self.0.cluster;
         let drain = |drain| Verb::SetDrain { node: cluster.id(), drain };
         let drained_before = cluster.view(|registry| registry.member(&cluster.id()).is_some_and(|me| me.drain));
-        cluster.write(by.clone(), drain(true)).await?;
-        cluster.step_aside(limit).await;
-        let left = cluster.leave(by.clone()).await;
-        if let Err(cluster::Error::Refused(_)) = &left
-            && !drained_before
-            && let Err(error) = cluster.write(by, drain(false)).await
-        {
-            tracing::warn!(%error, "this node stays, but drained");
+        let leaving = async {
+            cluster.write(by.clone(), drain(true)).await?;
+            cluster.step_aside(limit).await;
+            cluster.leave(by.clone()).await
+        };
+        let left = leaving.await;
+        if left.is_err() && !drained_before && !cluster.view(|registry| registry.is_removed(&cluster.id())) {
+            // Whoever asked waits for the answer; where nobody takes writes it would not get better by waiting longer.
+            match tokio::time::timeout(UNDRAIN_WITHIN, cluster.write(by, drain(false))).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "this node may stay, and be drained"),
+                Err(_) => {
+                    tracing::warn!("this node may stay, and be drained: nobody took it back in {UNDRAIN_WITHIN:?}")
+                }
+            }
         }
         Ok(left?)
     }
