@@ -60,6 +60,7 @@ impl<R: Runtime> Task<R> {
             biased;
             () = shutdown.cancelled() => End::Shutdown,
             end = watch_for_end(&cluster) => end,
+            error = consensus_gone(&cluster) => End::Failed(error),
             () = loops => End::Shutdown,
         };
         if let Some(raft) = &cluster.0.raft
@@ -89,10 +90,6 @@ async fn watch_for_end<R: Runtime>(cluster: &Cluster<R>) -> End {
         }
         if let Some(raft) = &cluster.0.raft {
             let metrics = raft.metrics();
-            let running = metrics.borrow_watched().running_state.clone();
-            if let Err(error) = running {
-                return End::Failed(Error::Consensus(error.to_string()));
-            }
             // A node that lost its seat while it was away must not call elections it cannot win. Its own log counts where
             // it is further than what was followed: the end of it may hold the very change that seats this node.
             let last = metrics.borrow_watched().last_log_index.unwrap_or_default();
@@ -105,6 +102,16 @@ async fn watch_for_end<R: Runtime>(cluster: &Cluster<R>) -> End {
         }
         let _ = <R::Async as AsyncRuntime>::timeout(LOOK_EVERY, changes.next()).await;
     }
+}
+
+/// Returns once this node has no consensus any more: it failed, or it panicked and took its side of the channel along.
+async fn consensus_gone<R: Runtime>(cluster: &Cluster<R>) -> Error {
+    let Some(raft) = &cluster.0.raft else { return std::future::pending().await };
+    let mut server = raft.server_metrics();
+    while server.changed().await.is_ok() {}
+    let running = raft.metrics().borrow_watched().running_state.clone();
+    let why = running.map_or_else(|error| error.to_string(), |()| "it ended in the middle of its work".to_owned());
+    Error::Consensus(why)
 }
 
 /// Writes the registry for the next start, soon after it has changed.

@@ -38,6 +38,8 @@ pub struct Node {
     disk: MemoryDisk,
     shelf: Shelf,
     belonging: Option<Belonging>,
+    /// How many disks it has lost.
+    lives: u8,
     pub up: Option<Up>,
 }
 
@@ -106,7 +108,7 @@ impl World {
         self.nodes.entry(number).or_insert_with(|| {
             let keypair = Keypair::from_seed(random.bytes());
             let shelf = Shelf::Memory(Arc::default());
-            Node { id: keypair.node_id(), keypair, disk: MemoryDisk::new(), shelf, belonging: None, up: None }
+            Node { id: keypair.node_id(), keypair, disk: MemoryDisk::new(), shelf, belonging: None, lives: 0, up: None }
         })
     }
 
@@ -115,8 +117,9 @@ impl World {
     }
 
     pub fn candidate(&mut self, number: usize) -> Candidate {
-        let incarnation = [number as u8; 16];
-        let id = self.node(number).id;
+        let (id, lives) = (self.node(number).id, self.node(number).lives);
+        let mut incarnation = [number as u8; 16];
+        incarnation[0] = lives;
         let name = format!("node-{number}").parse().unwrap();
         Candidate { id, name, addresses: cluster::Addresses::default(), incarnation }
     }
@@ -235,6 +238,14 @@ impl World {
         fabric.resume(node.id);
         ended.expect("a node ends without a panic");
         true
+    }
+
+    /// Its identity is all a node that is down has left.
+    pub fn lose_disk(&mut self, number: usize) {
+        let node = self.node(number);
+        assert!(node.up.is_none(), "a machine that runs has its disk");
+        (node.disk, node.shelf, node.belonging) = (MemoryDisk::new(), Shelf::Memory(Arc::default()), None);
+        node.lives += 1;
     }
 
     /// A full disk takes no entries until it is told otherwise.

@@ -25,10 +25,10 @@ fn entries_go_to_followers_on_streams_and_not_as_requests() {
     });
 }
 
-/// As a leader of this term says that it is alive. Versioned, all numbers below 251 take one byte.
-fn heartbeat(term: u64, number: u64) -> Bytes {
+/// As a leader of this term tells a seat that it is alive. Versioned, all numbers below 251 take one byte.
+fn heartbeat(to: u64, term: u64, from: u64) -> Bytes {
     let byte = |number: u64| u8::try_from(number).unwrap();
-    Bytes::from(vec![1, 0, byte(term), byte(number), 1, 0, 0, 0])
+    Bytes::from(vec![2, byte(to), 0, byte(term), byte(from), 1, 0, 0, 0])
 }
 
 async fn say(world: &World, from: usize, to: usize, what: Bytes) -> Result<Bytes, net::Error> {
@@ -57,16 +57,33 @@ fn a_member_without_a_seat_leads_nobody_however_high_its_term() {
         let number = |node: usize| world.cluster(node).belonging().raft.0;
         let term = world.cluster(leader).term().unwrap();
 
-        let honest = heartbeat(term, number(leader));
+        let honest = heartbeat(number(follower), term, number(leader));
         assert!(say(world, leader, follower, honest.clone()).await.is_ok(), "the message is well formed");
         assert!(say_on_a_stream(world, leader, follower, &honest).await.is_some());
 
         for claimed in [number(outside), number(leader)] {
-            let forged = heartbeat(term + 100, claimed);
+            let forged = heartbeat(number(follower), term + 100, claimed);
             let refused = say(world, outside, follower, forged.clone()).await.unwrap_err();
             assert!(matches!(refused, net::Error::Refused { .. }), "{refused}");
             assert_eq!(say_on_a_stream(world, outside, follower, &forged).await, None);
         }
+        assert_eq!(world.cluster(follower).term(), Some(term));
+    });
+}
+
+#[test]
+fn a_message_for_another_seat_is_not_taken_even_from_the_leader() {
+    on_seeds(2, async |world| {
+        world.mesh(3).await;
+        let leader = world.leader().unwrap();
+        let follower = world.voters().into_iter().find(|voter| *voter != leader).unwrap();
+        let number = |node: usize| world.cluster(node).belonging().raft.0;
+        let term = world.cluster(leader).term().unwrap();
+
+        let misplaced = heartbeat(number(follower) + 10, term + 100, number(leader));
+        let refused = say(world, leader, follower, misplaced.clone()).await.unwrap_err();
+        assert!(matches!(refused, net::Error::Refused { .. }), "{refused}");
+        assert_eq!(say_on_a_stream(world, leader, follower, &misplaced).await, None);
         assert_eq!(world.cluster(follower).term(), Some(term));
     });
 }

@@ -88,6 +88,30 @@ fn a_joiner_that_dies_half_way_gets_in_with_the_same_token_and_costs_one_use() {
 }
 
 #[test]
+fn a_voter_that_lost_its_disk_comes_back_at_once_and_keeps_no_promise_of_before() {
+    on_seeds(10, async |world| {
+        world.mesh(3).await;
+        let leader = world.leader().unwrap();
+        let lost = world.voters().into_iter().find(|voter| *voter != leader).unwrap();
+        let (other, before) = (3 - leader - lost, world.cluster(lost).belonging().raft);
+        world.set(leader, "mesh.name", "before").await.unwrap();
+        let token = world.cluster(leader).create_token(world.admin(leader), Role::Node, 1, HOUR).await.unwrap();
+        world.kill(lost).await;
+        world.lose_disk(lost);
+        world.join_with(lost, &token).await.unwrap();
+        assert_ne!(world.cluster(lost).belonging().raft, before);
+        for number in 0..20 {
+            world.set(leader, "mesh.name", &number.to_string()).await.unwrap();
+        }
+        world.settle("its new seat", |world| world.voters().len() == 3).await;
+        world.kill(other).await;
+        world.set(lost, "mesh.name", "after").await.expect("two of three are up, and it is one of them");
+        world.start(other).await;
+        world.converge().await;
+    });
+}
+
+#[test]
 fn voters_that_lose_their_seats_go_on_hearing_of_everything() {
     on_seeds(3, async |world| {
         world.mesh(3).await;

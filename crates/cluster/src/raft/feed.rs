@@ -10,18 +10,16 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt, poll};
-use net::{Net, Protocol};
+use net::Protocol;
 use openraft::errors::{NetworkError, RPCError, Unreachable};
 use openraft::network::RPCOption;
 use openraft::raft::{AppendEntriesRequest, StreamAppendResult};
 use openraft::{AsyncRuntime, Instant};
-use types::NodeId;
 
 use super::frames::Frames;
-use super::network::{self, unfitting};
+use super::network::{Way, unfitting};
 use super::wire::{Answer, Call};
 use super::{LogId, Types};
-use crate::pack;
 use crate::runtime::Runtime;
 
 pub(crate) const APPENDS: Protocol = Protocol::new("/omx/append/1");
@@ -51,8 +49,7 @@ type Moment<R> = <<R as Runtime>::Async as AsyncRuntime>::Instant;
 
 /// The way to one follower.
 pub(crate) struct Feeder<R: Runtime> {
-    net: Net,
-    target: NodeId,
+    way: Way,
     /// Never locked. The library wants its links to be `Sync`, which a stream is not.
     stream: Mutex<Option<Frames>>,
     /// No stream is asked for before.
@@ -79,8 +76,8 @@ struct Asked {
 }
 
 impl<R: Runtime> Feeder<R> {
-    pub(crate) fn new(net: Net, target: NodeId) -> Self {
-        Self { net, target, stream: Mutex::default(), not_before: None }
+    pub(crate) fn new(way: Way) -> Self {
+        Self { way, stream: Mutex::default(), not_before: None }
     }
 
     fn stream(&mut self) -> &mut Option<Frames> {
@@ -112,14 +109,15 @@ impl<R: Runtime> Feeder<R> {
         }
         let now = Moment::<R>::now();
         // Who is not connected at all takes seconds to find out about.
-        if self.not_before.is_some_and(|at| now < at) || !self.net.is_connected(&self.target) {
+        if self.not_before.is_some_and(|at| now < at) || !self.way.net.is_connected(&self.way.node) {
             return;
         }
-        let connected = <R::Async as AsyncRuntime>::timeout(OPEN_MAX, self.net.connect(self.target, APPENDS)).await;
+        let connected =
+            <R::Async as AsyncRuntime>::timeout(OPEN_MAX, self.way.net.connect(self.way.node, APPENDS)).await;
         match connected {
             Ok(Ok(stream)) => *self.stream() = Some(Frames::new(stream, ANSWER_BYTES_MAX)),
             Ok(Err(error)) => {
-                tracing::debug!(follower = %self.target, %error, "no stream for entries; they go as requests");
+                tracing::debug!(follower = %self.way.node, %error, "no stream for entries; they go as requests");
                 self.not_before = Some(now + REOPEN_AFTER);
             }
             Err(_) => self.not_before = Some(now + REOPEN_AFTER),
@@ -190,14 +188,14 @@ impl<R: Runtime, S: Stream<Item = Request<R>> + Send + Unpin> Session<'_, R, S> 
         if !request.entries.is_empty() {
             self.feeder.open(self.asked.is_empty()).await;
         }
-        let body = pack(&Call::append(request));
+        let letter = self.feeder.way.letter(Call::append(request));
         if self.feeder.stream().is_none() {
-            let answer = network::ask(&self.feeder.net, self.feeder.target, body, self.limit).await;
+            let answer = self.feeder.way.ask(letter, self.limit).await;
             return Some(self.judge(asked, answer));
         }
         // First: should this be dropped in the middle, the stream is of no use any more.
         self.asked.push_back(asked);
-        let sent = self.feeder.send(&body, self.limit * ANSWER_HEARTBEATS).await;
+        let sent = self.feeder.send(&letter, self.limit * ANSWER_HEARTBEATS).await;
         sent.err().map(|error| {
             self.over = true;
             Err(error)

@@ -21,7 +21,7 @@ use types::NodeId;
 
 use super::feed::Feeder;
 use super::frames::{read_framed, write_framed};
-use super::wire::{Answer, Call, SnapshotHead};
+use super::wire::{Answer, Call, Letter, SnapshotHead};
 use super::{Seat, Snapshot, Types, Vote};
 use crate::pack;
 use crate::runtime::Runtime;
@@ -43,10 +43,17 @@ pub(crate) struct Factory<R> {
     runtime: PhantomData<fn() -> R>,
 }
 
-/// The way to one other node. The library makes one for entries, one for heartbeats and one for snapshots.
+/// Where messages for one seat go.
+#[derive(Clone)]
+pub(crate) struct Way {
+    pub(crate) net: Net,
+    pub(crate) node: NodeId,
+    pub(crate) seat: u64,
+}
+
+/// What the library holds of one other node. It makes one for entries, one for heartbeats and one for snapshots.
 pub(crate) struct Link<R: Runtime> {
-    net: Net,
-    target: NodeId,
+    way: Way,
     feeder: Feeder<R>,
 }
 
@@ -59,35 +66,36 @@ impl<R> Factory<R> {
 impl<R: Runtime> RaftNetworkFactory<Types<R>> for Factory<R> {
     type Network = Link<R>;
 
-    async fn new_client(&mut self, _target: u64, seat: &Seat) -> Link<R> {
-        let (net, target) = (self.net.clone(), seat.0);
-        Link { feeder: Feeder::new(net.clone(), target), net, target }
+    async fn new_client(&mut self, number: u64, seat: &Seat) -> Link<R> {
+        let way = Way { net: self.net.clone(), node: seat.0, seat: number };
+        Link { feeder: Feeder::new(way.clone()), way }
     }
 }
 
-/// Puts one call to another node as a request.
-pub(crate) async fn ask<R: Runtime>(
-    net: &Net,
-    target: NodeId,
-    body: Bytes,
-    limit: Duration,
-) -> Result<Answer, RPCError<Types<R>>> {
-    match net.request_within(target, CALLS, body, limit).await {
-        Ok(answer) => codec::decode(&answer).map_err(|error| RPCError::Network(NetworkError::new(&error))),
-        // The library backs off from an unreachable node and asks others meanwhile.
-        Err(error) if !error.maybe_done() => Err(RPCError::Unreachable(Unreachable::new(&error))),
-        Err(error) => Err(RPCError::Network(NetworkError::new(&error))),
+impl Way {
+    pub(crate) fn letter(&self, call: Call) -> Bytes {
+        pack(&Letter { to: self.seat, call })
+    }
+
+    /// Puts one letter as a request.
+    pub(crate) async fn ask<R: Runtime>(&self, letter: Bytes, limit: Duration) -> Result<Answer, RPCError<Types<R>>> {
+        match self.net.request_within(self.node, CALLS, letter, limit).await {
+            Ok(answer) => codec::decode(&answer).map_err(|error| RPCError::Network(NetworkError::new(&error))),
+            // The library backs off from an unreachable node and asks others meanwhile.
+            Err(error) if !error.maybe_done() => Err(RPCError::Unreachable(Unreachable::new(&error))),
+            Err(error) => Err(RPCError::Network(NetworkError::new(&error))),
+        }
     }
 }
 
 impl<R: Runtime> Link<R> {
     async fn call(&self, call: Call, limit: Duration) -> Result<Answer, RPCError<Types<R>>> {
-        ask(&self.net, self.target, pack(&call), limit).await
+        self.way.ask(self.way.letter(call), limit).await
     }
 
     async fn send_snapshot(&self, vote: Vote, bytes: Bytes) -> Result<Answer, SnapshotError> {
-        let mut stream = self.net.connect(self.target, SNAPSHOTS).await?;
-        let head = SnapshotHead { vote: vote.into(), length: bytes.len() as u64 };
+        let mut stream = self.way.net.connect(self.way.node, SNAPSHOTS).await?;
+        let head = SnapshotHead { to: self.way.seat, vote: vote.into(), length: bytes.len() as u64 };
         write_framed(&mut stream, &pack(&head)).await?;
         stream.write_all(&bytes).await?;
         stream.flush().await?;

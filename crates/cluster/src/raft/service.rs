@@ -18,7 +18,7 @@ use types::{NodeId, RaftId, Role};
 
 use super::frames::{Frames, read_framed, write_framed};
 use super::network::{HEAD_MAX, MESSAGE_MAX, SNAPSHOT_DEADLINE, SnapshotError};
-use super::wire::{Answer, Call, Image, SnapshotHead};
+use super::wire::{Answer, Call, Image, Letter, SnapshotHead};
 use super::{Entry, LogId, Membership, Raft, Snapshot, SnapshotMeta, Types};
 use crate::pack;
 use crate::registry::Seats;
@@ -52,11 +52,9 @@ impl<R: Runtime> Service<R> {
     }
 
     pub(crate) async fn answer(self, caller: Caller, body: Bytes) -> Result<Bytes, Refusal> {
-        let call: Call = codec::decode(&body).map_err(|_| Refusal::Malformed)?;
-        if !self.speaks_for(&caller, call.sender()) {
-            return Err(Refusal::Failed(format!("node `{}` has no seat {}", caller.id, call.sender())));
-        }
-        let answer = self.carry_out(call).await.map_err(|_| Refusal::Malformed)?;
+        let letter: Letter = codec::decode(&body).map_err(|_| Refusal::Malformed)?;
+        self.check(&caller, letter.to, letter.call.sender()).map_err(|error| Refusal::Failed(error.to_string()))?;
+        let answer = self.carry_out(letter.call).await.map_err(|_| Refusal::Malformed)?;
         Ok(pack(&answer))
     }
 
@@ -78,9 +76,10 @@ impl<R: Runtime> Service<R> {
                 }
                 frame = within::<R, _>(APPENDS_IDLE_MAX, frames.next()), if waiting.len() < APPENDS_WAITING_MAX => {
                     let Some(frame) = frame? else { return Ok(()) };
-                    let call: Call = codec::decode(&frame)?;
-                    if !matches!(call, Call::Append { .. }) || !self.speaks_for(caller, call.sender()) {
-                        return Err(Broken::NoSeat(call.sender()));
+                    let Letter { to, call } = codec::decode(&frame)?;
+                    self.check(caller, to, call.sender())?;
+                    if !matches!(call, Call::Append { .. }) {
+                        return Err(Broken::NoAppend);
                     }
                     let service = self.clone();
                     let mut append = maybe_done(async move { service.carry_out(call).await }.boxed());
@@ -89,6 +88,16 @@ impl<R: Runtime> Service<R> {
                     waiting.push_back(append);
                 }
             }
+        }
+    }
+
+    /// Whether a message is meant for this node's seat, and comes from whom it says.
+    fn check(&self, caller: &Caller, to: u64, from: u64) -> Result<(), Misplaced> {
+        let me = *self.raft.node_id();
+        match () {
+            () if to != me => Err(Misplaced::Receiver { to, me }),
+            () if !self.speaks_for(caller, from) => Err(Misplaced::Sender { node: caller.id, from }),
+            () => Ok(()),
         }
     }
 
@@ -152,9 +161,8 @@ impl<R: Runtime> Service<R> {
     async fn install(&self, caller: &Caller, stream: &mut ByteStream) -> Result<(), SnapshotError> {
         let head: SnapshotHead = codec::decode(&read_framed(stream, HEAD_MAX).await?)?;
         let vote: super::Vote = head.vote.into();
-        if !self.speaks_for(caller, vote.leader_id.node_id) {
-            return Err(SnapshotError::Refused(format!("no seat {}", vote.leader_id.node_id)));
-        }
+        let checked = self.check(caller, head.to, vote.leader_id.node_id);
+        checked.map_err(|error| SnapshotError::Refused(error.to_string()))?;
         let limit = <Image as codec::Record>::LIMIT as u64;
         if head.length > limit {
             return Err(SnapshotError::Refused(format!("{} bytes, where {limit} are allowed", head.length)));
@@ -222,14 +230,25 @@ async fn queue_answers(waiting: &mut VecDeque<Append>, frames: &mut Frames) -> R
     Ok(())
 }
 
+/// Why a message is not taken.
+#[derive(Debug, thiserror::Error)]
+enum Misplaced {
+    #[error("this is for seat {to}, and here is seat {me}")]
+    Receiver { to: u64, me: u64 },
+    #[error("node `{node}` has no seat {from}")]
+    Sender { node: NodeId, from: u64 },
+}
+
 #[derive(Debug, thiserror::Error)]
 enum Broken {
     #[error("it failed")]
     Io(#[from] io::Error),
     #[error("a message cannot be read")]
     Codec(#[from] codec::Error),
-    #[error("its sender may not append under the number `{0}`")]
-    NoSeat(u64),
+    #[error(transparent)]
+    Misplaced(#[from] Misplaced),
+    #[error("a message is not about entries")]
+    NoAppend,
 }
 
 async fn within<R: Runtime, T: Send>(

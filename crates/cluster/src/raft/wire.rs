@@ -45,6 +45,16 @@ pub(crate) struct WireMembership {
     nodes: BTreeMap<u64, NodeId>,
 }
 
+/// A call, and whom it is for.
+///
+/// A node that lost its disk is let in again under another number. What was meant for the old one, and for the promises
+/// that went with the disk, must not reach it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Letter {
+    pub(crate) to: u64,
+    pub(crate) call: Call,
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Call {
     Append { vote: WireVote, previous: Option<WireLogId>, entries: Vec<WireEntry>, commit: Option<WireLogId> },
@@ -74,6 +84,7 @@ pub(crate) enum Answer {
 /// What stands before the bytes of a snapshot on their way to another node.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct SnapshotHead {
+    pub(crate) to: u64,
     pub(crate) vote: WireVote,
     pub(crate) length: u64,
 }
@@ -92,8 +103,8 @@ impl codec::Record for WireEntry {
     const LIMIT: usize = 512 << 10;
 }
 
-impl codec::Record for Call {
-    const VERSION: u8 = 1;
+impl codec::Record for Letter {
+    const VERSION: u8 = 2;
     const LIMIT: usize = super::network::MESSAGE_MAX;
 }
 
@@ -103,7 +114,7 @@ impl codec::Record for Answer {
 }
 
 impl codec::Record for SnapshotHead {
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
     const LIMIT: usize = 1 << 10;
 }
 
@@ -339,8 +350,9 @@ mod tests {
         assert_eq!(pack(&entry(WirePayload::Membership(seats()))), membership);
         let vote = WireVote { term: 1, node: 2, committed: true };
         assert_eq!(pack(&vote)[..], [1, 1, 2, 1]);
-        let append = Call::Append { vote, previous: Some(AT), entries: vec![entry(WirePayload::Blank)], commit: None };
-        assert_eq!(pack(&append)[..], [1, 0, 1, 2, 1, 1, 1, 2, 3, 1, 1, 2, 3, 0, 0]);
+        let call = Call::Append { vote, previous: Some(AT), entries: vec![entry(WirePayload::Blank)], commit: None };
+        assert_eq!(pack(&Letter { to: 7, call })[..], [2, 7, 0, 1, 2, 1, 1, 1, 2, 3, 1, 1, 2, 3, 0, 0]);
+        assert_eq!(pack(&SnapshotHead { to: 7, vote, length: 9 })[..], [2, 7, 1, 2, 1, 9]);
         assert_eq!(pack(&Answer::AppendedUpTo(Some(AT)))[..], [1, 1, 1, 1, 2, 3]);
         let image = Image { last: Some(AT), seated_at: None, seats: seats(), registry: Registry::default() };
         let golden = [&[1, 1, 1, 2, 3, 0, 1, 1, 5, 1, 5][..], &[9; 32], &pack(&Registry::default())[1..]].concat();
