@@ -26,7 +26,7 @@ use crate::raft::network::Factory;
 use crate::raft::service::Service;
 use crate::raft::{LeaderId, Raft, Seat};
 use crate::registry::members::FOUNDER;
-use crate::registry::{Actor, ApiKey, Candidate, Done, JoinToken, KeyId, Registry, StateHash, Verb};
+use crate::registry::{Actor, Addresses, ApiKey, Candidate, Done, JoinToken, KeyId, Registry, StateHash, Verb};
 use crate::runtime::{Live, Runtime};
 use crate::shelf::Shelf;
 use crate::task::Task;
@@ -217,7 +217,7 @@ impl<R: Runtime> Cluster<R> {
         let raft = match belonging.role {
             Role::Worker => None,
             Role::Node => {
-                let machine = Machine::open(view.clone(), shelf.clone()).await.map_err(Error::Kept)?;
+                let machine = Machine::open(view.clone(), shelf.clone(), log.clone()).await.map_err(Error::Kept)?;
                 let (log, factory) = (LogStore::new(log.clone()), Factory::new(net.clone()));
                 let raft = Raft::<R>::new(belonging.raft.0, config.timing.consensus(), factory, log, machine).await;
                 Some(raft.map_err(|error| Error::Consensus(error.to_string()))?)
@@ -603,11 +603,21 @@ impl<R: Runtime> Cluster<R> {
             mesh: member.addresses.mesh.clone(),
             bulk: member.addresses.bulk.clone(),
         };
+        let same = |(known, is): (&net::Member, &crate::Member)| {
+            let Addresses { mesh, bulk } = &is.addresses;
+            known.id == is.id && known.role == is.role && known.mesh == *mesh && known.bulk == *bulk
+        };
         let me = self.id();
-        let members: Vec<_> = self.view(|registry| registry.members().filter(|m| m.id != me).map(member).collect());
-        let now = <R::Async as AsyncRuntime>::Instant::now();
         let mut admitted = self.0.admitted.lock().unwrap_or_else(PoisonError::into_inner);
         let mut parting = self.0.parting.lock().unwrap_or_else(PoisonError::into_inner);
+        // This is asked with every batch of entries, and few are about members.
+        let members = self.view(|registry| {
+            let others = || registry.members().filter(|member| member.id != me);
+            let unchanged = others().count() == admitted.len() && admitted.iter().zip(others()).all(same);
+            (!unchanged || !parting.is_empty()).then(|| others().map(member).collect::<Vec<_>>())
+        });
+        let Some(members) = members else { return };
+        let now = <R::Async as AsyncRuntime>::Instant::now();
         let stays = |id: NodeId| members.iter().any(|member| member.id == id);
         parting.extend(admitted.drain(..).filter(|member| !stays(member.id)).map(|member| (member, now)));
         parting.retain(|(member, since)| !stays(member.id) && now.saturating_duration_since(*since) < PARTING);

@@ -11,7 +11,14 @@ use bytes::Bytes;
 pub enum Shelf {
     Folder(PathBuf),
     /// For simulations: outlives the node, not the process.
-    Memory(Arc<Mutex<BTreeMap<&'static str, Bytes>>>),
+    Memory(Arc<Mutex<Memory>>),
+}
+
+#[derive(Debug, Default)]
+pub struct Memory {
+    kept: BTreeMap<&'static str, Bytes>,
+    /// Nothing more can be saved.
+    pub full: bool,
 }
 
 impl Shelf {
@@ -27,7 +34,11 @@ impl Shelf {
             match shelf {
                 Self::Folder(folder) => store::snapshot::write(&folder, name, &bytes).map_err(io::Error::other)?,
                 Self::Memory(kept) => {
-                    kept.lock().unwrap_or_else(PoisonError::into_inner).insert(name, bytes.clone());
+                    let mut memory = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                    if memory.full {
+                        return Err(io::ErrorKind::StorageFull.into());
+                    }
+                    memory.kept.insert(name, bytes.clone());
                 }
             }
             Ok(bytes)
@@ -51,8 +62,8 @@ impl Shelf {
                     store::snapshot::read(&folder, name).map_err(io::Error::other)?.into()
                 }
                 Self::Memory(kept) => {
-                    let kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-                    let Some(bytes) = kept.get(name) else { return Ok(None) };
+                    let memory = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                    let Some(bytes) = memory.kept.get(name) else { return Ok(None) };
                     bytes.clone()
                 }
             };

@@ -114,7 +114,8 @@ async fn consensus_gone<R: Runtime>(cluster: &Cluster<R>) -> Error {
     Error::Consensus(why)
 }
 
-/// Writes the registry for the next start, soon after it has changed.
+/// Writes the registry for the next start, soon after it has changed. Who is a member decides whom the next start lets
+/// in, so a change of that is written at once.
 async fn keep<R: Runtime>(cluster: &Cluster<R>) {
     let mut changes = cluster.changes();
     let (mut kept, mut pause) = (0, KEEP_AFTER);
@@ -122,12 +123,15 @@ async fn keep<R: Runtime>(cluster: &Cluster<R>) {
         changes.reach(kept + 1).await;
         let registry = cluster.view(Clone::clone);
         let applied = registry.applied();
+        let members: Vec<_> = registry.members().map(|member| member.id).collect();
         match follow::keep(&cluster.0.shelf, registry).await {
             Ok(()) => kept = applied,
             // The consensus keeps its own; this one only shortens the next start.
             Err(error) => tracing::warn!(%error, "the registry could not be kept for the next start"),
         }
-        <R::Async as AsyncRuntime>::sleep(pause).await;
+        let same = || cluster.view(|registry| registry.members().map(|member| member.id).eq(members.iter().copied()));
+        let others_come_or_go = async { while same() && changes.next().await.is_some() {} };
+        let _ = <R::Async as AsyncRuntime>::timeout(pause, others_come_or_go).await;
         let goes_on = cluster.view(Registry::applied) > applied;
         pause = if goes_on { (pause * 2).min(KEEP_AFTER_MAX) } else { KEEP_AFTER };
     }

@@ -325,6 +325,11 @@ impl Log {
         }
     }
 
+    /// Whether a file of so many bytes may be written beside the log.
+    pub fn has_room_for(&self, bytes: u64) -> bool {
+        self.has_room() && self.space().is_ok_and(|space| space.free > bytes)
+    }
+
     /// Returns when the store has stopped: a write or sync failed, damage was found, or it was closed. Nothing is
     /// acknowledged after it, and the only way on is to open the folder anew. May be cancelled.
     pub async fn failed(&self) -> Error {

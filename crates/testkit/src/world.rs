@@ -250,7 +250,10 @@ impl World {
 
     /// A full disk takes no entries until it is told otherwise.
     pub fn set_disk_full(&self, number: usize, full: bool) {
-        self.nodes[&number].disk.set_full(full);
+        let node = &self.nodes[&number];
+        node.disk.set_full(full);
+        let Shelf::Memory(memory) = &node.shelf else { unreachable!("simulated nodes keep what they have in memory") };
+        memory.lock().unwrap().full = full;
     }
 
     /// Index of the last entry on a node's disk.

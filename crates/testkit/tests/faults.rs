@@ -199,9 +199,20 @@ fn a_follower_whose_disk_is_full_waits_for_room_and_goes_on() {
             // Its consensus lives and takes nothing; it may well follow the others meanwhile.
             assert_eq!(world.cluster(full).term(), world.cluster(leader).term(), "it takes part in elections");
             assert!(world.log_end(full) < index, "it took an entry, full as it is");
+            // Far enough for the leader to have dropped what the follower lacks: only a snapshot can help it.
+            let built = world.cluster(leader).snapshots().built;
+            for number in 0..150 {
+                world.set(leader, "mesh.name", &number.to_string()).await.expect("two of three take writes");
+            }
+            assert!(world.cluster(leader).snapshots().built > built, "the leader has dropped nothing");
+            let installed = world.cluster(full).snapshots().installed;
+            sleep(Duration::from_secs(3)).await;
+            assert_eq!(world.cluster(full).snapshots().installed, installed, "there is no room for a snapshot");
             world.set_disk_full(full, false);
-            let caught_up = move |world: &World| world.log_end(full) >= index;
-            world.settle("the follower to have the entries", caught_up).await;
+            let caught_up = move |world: &World| world.cluster(full).snapshots().installed > installed;
+            world.settle("the follower to have a snapshot", caught_up).await;
+            let index = world.set(leader, "mesh.name", "all have room").await.expect("all take writes");
+            world.settle("the follower to have entries", move |world| world.log_end(full) >= index).await;
             true
         })
         .await;

@@ -47,14 +47,15 @@ pub(crate) struct Machine<R: Runtime> {
     last: Option<LogId>,
     seats: StoredMembership,
     keeper: Keeper,
+    log: store::Log,
 }
 
 impl<R: Runtime> Machine<R> {
     /// Starts from the newest snapshot, if there is one.
-    pub(crate) async fn open(view: Arc<View<R>>, shelf: Shelf) -> io::Result<Self> {
+    pub(crate) async fn open(view: Arc<View<R>>, shelf: Shelf, log: store::Log) -> io::Result<Self> {
         let keeper = Keeper { shelf, newest: Arc::default() };
         let image = keeper.load().await?.map(|(image, _)| image);
-        let mut machine = Self { view, last: None, seats: StoredMembership::default(), keeper };
+        let mut machine = Self { view, last: None, seats: StoredMembership::default(), keeper, log };
         if let Some(image) = image {
             machine.take_over(image)?;
         }
@@ -114,6 +115,16 @@ impl<R: Runtime> RaftStateMachine<Types<R>> for Machine<R> {
         }
         self.view.announce();
         Ok(())
+    }
+
+    /// A snapshot only saves room, and where there is none it can wait: the consensus takes a write that fails for a
+    /// broken disk and stops for good. One that a follower must have is made all the same; a leader without room is about
+    /// to hand over anyway.
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder<R>> {
+        if !force && !self.log.has_room() {
+            return None;
+        }
+        Some(self.get_snapshot_builder().await)
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder<R> {

@@ -167,6 +167,9 @@ impl<R: Runtime> Service<R> {
         if head.length > limit {
             return Err(SnapshotError::Refused(format!("{} bytes, where {limit} are allowed", head.length)));
         }
+        if !self.log.has_room_for(head.length) {
+            return Err(SnapshotError::Refused("no room on the disk".to_owned()));
+        }
         // Read as it comes: the announced length reserves nothing.
         let mut bytes = Vec::new();
         (&mut *stream).take(head.length).read_to_end(&mut bytes).await?;

@@ -18,7 +18,8 @@ struct InMemory;
 impl StoreBuilder<Types<Live>, LogStore<Live>, Machine<Live>> for InMemory {
     async fn build(&self) -> Result<Built<()>, StorageError<Types<Live>>> {
         let log = Log::on(&MemoryDisk::new()).unwrap();
-        let machine = Machine::open(View::new().into(), Shelf::Memory(Default::default())).await.unwrap();
+        let shelf = Shelf::Memory(Default::default());
+        let machine = Machine::open(View::new().into(), shelf, log.clone()).await.unwrap();
         Ok(((), LogStore::new(log), machine))
     }
 }
@@ -31,7 +32,7 @@ impl StoreBuilder<Types<Live>, LogStore<Live>, Machine<Live>, tempfile::TempDir>
         let config = store::Config { reserve: 0, ..store::Config::new(folder.path().join("log")) };
         let (log, _) = Log::open(config).unwrap();
         let shelf = Shelf::Folder(folder.path().join("state"));
-        let machine = Machine::open(View::new().into(), shelf).await.unwrap();
+        let machine = Machine::open(View::new().into(), shelf, log.clone()).await.unwrap();
         Ok((folder, LogStore::new(log), machine))
     }
 }
