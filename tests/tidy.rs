@@ -31,8 +31,8 @@ const LAYERS: [(&str, u8); 12] = [
 ];
 
 /// What works on the product from outside. A tool uses the tools before it and nothing of the product, so that it
-/// compiles in seconds; the product uses a tool in its tests only.
-const TOOLS: [&str; 2] = ["testnet", "xtask"];
+/// compiles in seconds; the product uses a tool in its tests only, for which `testkit` is.
+const TOOLS: [&str; 3] = ["testnet", "fakes", "xtask"];
 
 /// A heavy dependency, with what is published beside it under its name, and the only crates that may use it.
 const FENCES: [(&str, &[&str]); 9] = [
@@ -140,7 +140,8 @@ fn layer_findings(members: &[Member]) -> Vec<String> {
                 (_, Some(here)) => self::tool(&used.name).is_some_and(|there| there < here),
                 (None, None) => true,
             };
-            let tool_in_tests = used.in_tests_only && layer.is_some() && self::tool(&used.name).is_some();
+            let in_tests = used.in_tests_only || name == "testkit";
+            let tool_in_tests = in_tests && layer.is_some() && self::tool(&used.name).is_some();
             if !below && !tool_in_tests {
                 findings.push(format!("`{name}` uses `{}`, which does not lie below it", used.name));
             }
@@ -484,6 +485,7 @@ mod bad_input {
         assert_eq!(layer_findings(&[member("testnet", &["xtask"])]).len(), 1);
         assert_eq!(layer_findings(&[member("omx", &["testnet"])]).len(), 1);
         assert_eq!(layer_findings(&[member("omx", &["test:testnet"]), member("xtask", &["testnet"])]).len(), 0);
+        assert_eq!(layer_findings(&[member("testkit", &["fakes"]), member("gateway", &["test:fakes"])]).len(), 0);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 mod history;
 mod world;
 
+pub use fakes;
 pub use history::{Entries, History, Load};
 pub use world::{Node, Random, Up, World, sleep};
 

@@ -1,9 +1,10 @@
-//! The repository's own commands: `cargo xtask up | build | test | testnet`.
+//! The repository's own commands: `cargo xtask up | build | test | testnet | fake-ollama`.
 //!
 //! They link none of the product's crates, so that they are there within seconds on a fresh machine.
 
 mod build;
 mod engine_tools;
+mod fake_ollama;
 mod test;
 mod testnet;
 mod tools;
@@ -38,6 +39,8 @@ enum Command {
     Test,
     /// Run several nodes on this machine, and make them fail
     Testnet(testnet::Arguments),
+    /// Serve Ollama's API without a model: numbered tokens at a set pace, and faults
+    FakeOllama(fake_ollama::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -65,5 +68,6 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Test => test::run(),
         Command::Testnet(arguments) => testnet::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::FakeOllama(arguments) => fake_ollama::run(&arguments).map(|()| ExitCode::SUCCESS),
     }
 }

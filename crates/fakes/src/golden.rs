@@ -1,0 +1,236 @@
+//! One table of what Ollama answers, and a check that holds any server against it: the fake, the engine, the gateway.
+
+mod exchange;
+mod shape;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use self::exchange::{Reply, exchange};
+use self::shape::mismatch;
+
+/// For one case. A model may have to be loaded in it.
+const CASE_TIMEOUT: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Table {
+    #[serde(rename = "case")]
+    cases: Vec<Case>,
+}
+
+/// The server that is checked, and what it has.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    pub address: SocketAddr,
+    /// Sent with every request.
+    pub headers: Vec<(String, String)>,
+    /// A model of the library that answers, neither thinks nor uses tools, written with its tag.
+    pub model: String,
+    /// One that embeds and does not answer.
+    pub embedder: Option<String>,
+    /// Cases, by name, in which the server is known to differ: documented, and checked to be so still.
+    pub differs: Vec<&'static str>,
+}
+
+#[derive(Debug, Default)]
+pub struct Report {
+    pub checked: usize,
+    /// For want of a model.
+    pub skipped: usize,
+    pub findings: Vec<Finding>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    pub case: String,
+    pub what: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the table cannot be read")]
+    Table(#[source] toml::de::Error),
+    #[error("`{what}` of the case `{case}` is no JSON")]
+    Shape {
+        case: String,
+        what: &'static str,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("the case `{case}` lacks `{what}`")]
+    Incomplete { case: String, what: &'static str },
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Case {
+    name: String,
+    request: String,
+    #[serde(default)]
+    body: String,
+    status: u16,
+    answer: Framing,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    text: Option<String>,
+    shape: Option<String>,
+    last: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Framing {
+    Json,
+    Lines,
+    Text,
+    Empty,
+}
+
+impl Table {
+    /// Of Ollama's own API.
+    pub fn ollama() -> Self {
+        Self::parse(include_str!("../../../testnet/golden/ollama.toml")).expect("the table is checked by a test")
+    }
+
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let table: Self = toml::from_str(text).map_err(Error::Table)?;
+        table.cases.iter().try_for_each(Case::check)?;
+        Ok(table)
+    }
+
+    /// Case by case, in their order, each on a connection of its own.
+    pub async fn check(&self, subject: &Subject) -> Report {
+        let mut report = Report::default();
+        for case in &self.cases {
+            if subject.embedder.is_none() && format!("{case:?}").contains("{embedder}") {
+                report.skipped += 1;
+                continue;
+            }
+            report.checked += 1;
+            let differs = subject.differs.contains(&case.name.as_str());
+            let found = match tokio::time::timeout(CASE_TIMEOUT, case.run(subject)).await {
+                Ok(found) => found,
+                Err(_) => Some(format!("no whole answer within {CASE_TIMEOUT:?}")),
+            };
+            let what = match (found, differs) {
+                (Some(what), false) => what,
+                (None, true) => "is listed as differing and does not".to_owned(),
+                (Some(_), true) | (None, false) => continue,
+            };
+            report.findings.push(Finding { case: case.name.clone(), what });
+        }
+        let known = |name: &&&str| self.cases.iter().any(|case| case.name == **name);
+        for unknown in subject.differs.iter().filter(|name| !known(name)) {
+            let what = "is listed as differing and not in the table".to_owned();
+            report.findings.push(Finding { case: (*unknown).to_owned(), what });
+        }
+        report
+    }
+}
+
+impl Report {
+    /// All findings, line by line; empty where there are none.
+    pub fn text(&self) -> String {
+        self.findings.iter().map(|finding| format!("{finding}\n")).collect()
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.case, self.what)
+    }
+}
+
+impl Case {
+    /// Whether it says all it has to.
+    fn check(&self) -> Result<(), Error> {
+        let case = || self.name.clone();
+        let needed: &[(&str, &Option<String>)] = match self.answer {
+            Framing::Json => &[("shape", &self.shape)],
+            Framing::Lines => &[("shape", &self.shape), ("last", &self.last)],
+            Framing::Text => &[("text", &self.text), ("type", &self.kind)],
+            Framing::Empty => &[],
+        };
+        for (what, text) in needed {
+            let text = text.as_ref().ok_or_else(|| Error::Incomplete { case: case(), what })?;
+            if matches!(self.answer, Framing::Json | Framing::Lines) {
+                let parsed = serde_json::from_str::<Value>(text);
+                parsed.map_err(|source| Error::Shape { case: case(), what, source })?;
+            }
+        }
+        if self.request.split_once(' ').is_none() {
+            return Err(Error::Incomplete { case: case(), what: "a path in its request" });
+        }
+        Ok(())
+    }
+
+    /// What is wrong, if anything is.
+    async fn run(&self, subject: &Subject) -> Option<String> {
+        let (method, path) = self.request.split_once(' ').expect("checked when the table was read");
+        match exchange(subject, method, path, filled(&self.body, subject)).await {
+            Ok(reply) => self.judge(&reply, subject),
+            Err(error) => Some(format!("no answer: {error}")),
+        }
+    }
+
+    fn judge(&self, reply: &Reply, subject: &Subject) -> Option<String> {
+        if reply.status != self.status {
+            return Some(format!("status {} instead of {}: {}", reply.status, self.status, reply.text));
+        }
+        let expected_kind = match self.answer {
+            Framing::Json => Some("application/json; charset=utf-8"),
+            Framing::Lines => Some("application/x-ndjson"),
+            Framing::Text | Framing::Empty => self.kind.as_deref(),
+        };
+        if let Some(expected) = expected_kind.filter(|expected| reply.kind.as_deref() != Some(*expected)) {
+            return Some(format!("content type {:?} instead of `{expected}`", reply.kind));
+        }
+        match self.answer {
+            Framing::Empty => (!reply.text.is_empty()).then(|| format!("a body where there is none: {}", reply.text)),
+            Framing::Text => {
+                let expected = self.text.as_deref().unwrap_or_default();
+                (reply.text != expected).then(|| format!("`{}` instead of `{expected}`", reply.text))
+            }
+            Framing::Json if reply.text.ends_with('\n') => Some("a line's end behind the object".to_owned()),
+            Framing::Json => fits(&self.shape, &reply.text, subject),
+            Framing::Lines => self.judge_lines(reply, subject),
+        }
+    }
+
+    fn judge_lines(&self, reply: &Reply, subject: &Subject) -> Option<String> {
+        if !reply.chunked {
+            return Some("lines that are not sent as chunks".to_owned());
+        }
+        let Some(lines) = reply.text.strip_suffix('\n') else {
+            return Some(format!("a last line without its end: {}", reply.text));
+        };
+        let lines: Vec<&str> = lines.split('\n').collect();
+        let (last, before) = lines.split_last()?;
+        if before.is_empty() {
+            return Some(format!("a stream of one line: {last}"));
+        }
+        before.iter().find_map(|line| fits(&self.shape, line, subject)).or_else(|| fits(&self.last, last, subject))
+    }
+}
+
+fn fits(shape: &Option<String>, text: &str, subject: &Subject) -> Option<String> {
+    let shape = filled(shape.as_deref().unwrap_or("null"), subject);
+    let shape: Value = serde_json::from_str(&shape).expect("checked when the table was read");
+    match serde_json::from_str(text) {
+        Ok(value) => mismatch("", &shape, &value).map(|what| format!("{what} in {text}")),
+        Err(error) => Some(format!("no JSON ({error}): {text}")),
+    }
+}
+
+fn filled(text: &str, subject: &Subject) -> String {
+    let text = text.replace("{model}", &subject.model).replace("{absent}", "golden-absent:none");
+    text.replace("{embedder}", subject.embedder.as_deref().unwrap_or("none"))
+}
+
+#[cfg(test)]
+mod tests;

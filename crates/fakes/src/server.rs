@@ -1,0 +1,258 @@
+//! The server itself: connections, routes, and the checks that come before them.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::header::{HOST, ORIGIN};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+use crate::body::{Answer, Body, respond};
+use crate::config::Config;
+use crate::counts::{Counts, Ledger, Served, TooLate};
+use crate::fault::{Fault, Faults, Order};
+use crate::infer::Fake;
+use crate::name::Name;
+use crate::refusal::Refusal;
+use crate::runner::Runners;
+use crate::shelf::{Shelf, ps};
+use crate::{chat, embed, generate};
+
+/// Images come in the body; beyond it a request is refused.
+const BODY_BYTES_MAX: usize = 64 << 20;
+/// Beyond them, new ones wait in the system's queue.
+const CONNECTIONS_MAX: usize = 16_384;
+
+/// A running fake. Dropping it is pulling its plug: the port closes and every connection with it.
+#[derive(Debug)]
+pub struct Ollama {
+    address: SocketAddr,
+    fake: Arc<Fake>,
+    serving: JoinSet<()>,
+}
+
+impl Ollama {
+    pub async fn start(config: Config) -> io::Result<Self> {
+        if let Some(wrong) = config.models.iter().find(|model| Name::parse(&model.name).is_none()) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("`{}` is no name of a model", wrong.name)));
+        }
+        let listener = TcpListener::bind(config.address).await?;
+        let address = listener.local_addr()?;
+        let ledger = Arc::new(Ledger::new());
+        let runners = Runners::new(config.slots, config.loaded_max, config.pending_max, ledger.clone());
+        let fake = Arc::new(Fake {
+            version: config.version,
+            keep_alive: config.keep_alive,
+            shelf: Shelf::new(&config.models),
+            runners: Arc::new(runners),
+            ledger,
+            faults: Faults::new(),
+        });
+        let mut serving = JoinSet::new();
+        serving.spawn(serve(listener, fake.clone(), config.control));
+        Ok(Self { address, fake, serving })
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub fn faults(&self) -> Faults {
+        self.fake.faults.clone()
+    }
+
+    pub fn counts(&self) -> Counts {
+        self.fake.ledger.now()
+    }
+
+    /// Waits until the counts are `so`.
+    pub async fn until(&self, so: impl FnMut(&Counts) -> bool, limit: Duration) -> Result<Counts, TooLate> {
+        self.fake.ledger.until(so, limit).await
+    }
+
+    /// The inferences that ended, as long as there is room to remember them.
+    pub fn served(&self) -> Vec<Served> {
+        self.fake.ledger.served()
+    }
+
+    /// After it the port is free, nothing runs any more, and the counts are final.
+    pub async fn stop(mut self) -> Counts {
+        self.serving.shutdown().await;
+        self.counts()
+    }
+}
+
+async fn serve(listener: TcpListener, fake: Arc<Fake>, control: bool) {
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            Some(_) = connections.join_next() => continue,
+            accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) if fake.faults.refuses() => {
+                fake.ledger.add(|counts| counts.refused += 1);
+                // Without it the client would see a clean end.
+                let _ = stream.set_zero_linger();
+            }
+            Ok((stream, _)) => {
+                connections.spawn(converse(stream, fake.clone(), control));
+            }
+            // Out of descriptors: one may come free when another task has had its turn.
+            Err(_) => tokio::task::yield_now().await,
+        }
+    }
+}
+
+async fn converse(stream: TcpStream, fake: Arc<Fake>, control: bool) {
+    let _open = fake.ledger.hold(
+        |counts| {
+            counts.connections += 1;
+            counts.connections_open += 1;
+        },
+        |counts| counts.connections_open -= 1,
+    );
+    // Tokens are small, and each should leave at once; where that cannot be had, they come later.
+    let _ = stream.set_nodelay(true);
+    let service = service_fn(|request| {
+        let fake = fake.clone();
+        async move { Ok::<_, Infallible>(answer(&fake, request, control).await) }
+    });
+    // How a connection ended is for the client to judge.
+    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+}
+
+async fn answer(fake: &Fake, request: Request<Incoming>, control: bool) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    if control && head.uri.path() == "/__fault" {
+        return respond(order(fake, &head.method, body).await.unwrap_or_else(Answer::from), None).await;
+    }
+    fake.ledger.add(|counts| counts.requests += 1);
+    let inference = is_inference(head.uri.path());
+    let fault = fake.faults.of_request(inference);
+    fake.faults.thawed().await;
+    match fault {
+        Some(Fault::Hang) => std::future::pending().await,
+        Some(Fault::Status { status }) => {
+            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            return respond(Refusal::new(status, "the fake was told to fail").into(), None).await;
+        }
+        _ => {}
+    }
+    if let Some(status) = stranger(&head.headers) {
+        let mut response = respond(Answer::Empty, None).await;
+        *response.status_mut() = status;
+        return response;
+    }
+    if inference {
+        fake.ledger.add(|counts| counts.inferences += 1);
+    }
+    let routed = match read(body).await {
+        Ok(body) => route(fake, &head.method, head.uri.path(), &body, fault.clone()).await,
+        Err(refusal) => Err(refusal),
+    };
+    let answer = routed.unwrap_or_else(|refusal| {
+        fake.ledger.add(|counts| counts.refused += 1);
+        refusal.into()
+    });
+    respond(answer, fault.as_ref()).await
+}
+
+async fn route(fake: &Fake, method: &Method, path: &str, body: &[u8], fault: Option<Fault>) -> Result<Answer, Refusal> {
+    let methods: &[Method] = match path {
+        "/" | "/api/version" | "/api/tags" => &[Method::GET, Method::HEAD],
+        "/api/ps" => &[Method::GET],
+        "/api/show" | "/api/copy" => &[Method::POST],
+        "/api/delete" => &[Method::DELETE],
+        _ if is_inference(path) => &[Method::POST],
+        _ => return Ok(Answer::Text(StatusCode::NOT_FOUND, "text/plain", "404 page not found")),
+    };
+    if !methods.contains(method) {
+        return Ok(Answer::Text(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "405 method not allowed"));
+    }
+    match path {
+        "/" => Ok(Answer::Text(StatusCode::OK, "text/plain; charset=utf-8", "Ollama is running")),
+        "/api/version" => Ok(Answer::json(json!({ "version": fake.version }))),
+        "/api/tags" => Ok(fake.shelf.tags()),
+        "/api/ps" => Ok(ps(&fake.runners)),
+        "/api/show" => fake.shelf.show(body),
+        "/api/copy" => fake.shelf.copy(body),
+        "/api/delete" => fake.shelf.delete(body, &fake.runners),
+        "/api/generate" => generate::generate(fake, body, fault).await,
+        "/api/chat" => chat::chat(fake, body, fault).await,
+        "/api/embed" => embed::embed(fake, body, fault.as_ref()).await,
+        _ => embed::embeddings(fake, body, fault.as_ref()).await,
+    }
+}
+
+fn is_inference(path: &str) -> bool {
+    ["/api/generate", "/api/chat", "/api/embed", "/api/embeddings"].contains(&path)
+}
+
+async fn order(fake: &Fake, method: &Method, body: Incoming) -> Result<Answer, Refusal> {
+    if *method == Method::DELETE {
+        fake.faults.clear();
+        return Ok(Answer::Empty);
+    }
+    let body = read(body).await?;
+    let order: Order = serde_json::from_slice(&body).map_err(|error| Refusal::bad_request(error.to_string()))?;
+    fake.faults.order(order);
+    Ok(Answer::Empty)
+}
+
+async fn read(body: Incoming) -> Result<Bytes, Refusal> {
+    let read = Limited::new(body, BODY_BYTES_MAX).collect().await;
+    read.map(http_body_util::Collected::to_bytes).map_err(|error| Refusal::bad_request(error.to_string()))
+}
+
+/// Ollama on a loopback port wants a `Host` that is of this machine, and no `Origin` but a known one.
+fn stranger(headers: &HeaderMap) -> Option<StatusCode> {
+    let text = |name| headers.get(name).map(|value: &hyper::header::HeaderValue| value.to_str().unwrap_or("?"));
+    let host = text(HOST).unwrap_or_default();
+    if !is_near(without_port(host)) {
+        return Some(StatusCode::FORBIDDEN);
+    }
+    let origin = text(ORIGIN)?;
+    let (scheme, rest) = origin.split_once("://").unwrap_or(("", origin));
+    let known = match scheme {
+        "app" | "file" | "tauri" | "vscode-webview" | "vscode-file" => true,
+        "chrome-extension" | "moz-extension" | "safari-web-extension" => true,
+        "http" | "https" => rest == host || ["localhost", "127.0.0.1", "0.0.0.0"].contains(&without_port(rest)),
+        _ => false,
+    };
+    (!known).then_some(StatusCode::FORBIDDEN)
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name.trim_matches(['[', ']']),
+        _ => host,
+    }
+}
+
+fn is_near(host: &str) -> bool {
+    let near = |address: IpAddr| match address {
+        IpAddr::V4(address) => address.is_loopback() || address.is_private() || address.is_unspecified(),
+        IpAddr::V6(address) => address.is_loopback() || address.is_unique_local() || address.is_unspecified(),
+    };
+    let suffixes = [".localhost", ".local", ".internal"];
+    host.is_empty()
+        || host == "localhost"
+        || suffixes.iter().any(|suffix| host.ends_with(suffix))
+        || host.parse().is_ok_and(near)
+}
