@@ -60,6 +60,9 @@ fn models(backend: &wire::Backend) -> String {
 
 fn quorum(status: &wire::Status) -> String {
     let names: Vec<_> = status.absent_voters.iter().map(|name| name.as_str()).collect();
+    if status.estranged {
+        return "no: those who vote now are unknown here (`omx doctor` says the way back)".to_owned();
+    }
     match (status.quorum, names.join(", ")) {
         (true, absent) if absent.is_empty() => "yes".to_owned(),
         (true, absent) => format!("yes, without {absent}"),
@@ -117,7 +120,7 @@ mod tests {
         let status = serde_json::json!({
             "mesh_id": "000102030405060708090a0b0c0d0e0f", "mesh_name": "lab", "node": id, "name": "tower",
             "role": "node", "version": "0.1.0", "started_at": "2026-11-20T15:27:00Z",
-            "leader": {"id": id, "name": "tower"}, "quorum": true, "term": 3, "index": 17,
+            "leader": {"id": id, "name": "tower"}, "quorum": true, "estranged": false, "term": 3, "index": 17,
             "state_hash": "9f86d081884c7d659a2feaa0c55ad015", "absent_voters": [], "disk_low": false,
             "backend": {"kind": "engine", "address": "http://127.0.0.1:1", "why": "", "version": "0.1.0", "error": null},
             "members": [member("tower", "up", true), member("attic", "down", false)], "strangers": [],
@@ -155,5 +158,7 @@ mod tests {
         let shown = render(&status, &out());
         assert!(shown.contains("no: settings are read-only until one of these wakes: attic, cellar"), "{shown}");
         assert!(shown.contains("leader    none") && shown.contains("disk      no room"), "{shown}");
+        let shown = render(&wire::Status { estranged: true, ..status }, &out());
+        assert!(shown.contains("quorum    no: those who vote now are unknown here"), "{shown}");
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::pin;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -164,6 +165,8 @@ pub struct Status {
     /// Whether a majority of the voters answered just now.
     pub quorum: bool,
     pub voter: bool,
+    /// No voter this node knows votes any more: it believes nobody, and must be let in anew.
+    pub estranged: bool,
     pub applied: u64,
     pub state_hash: StateHash,
 }
@@ -513,6 +516,7 @@ impl<R: Runtime> Cluster<R> {
             leader: self.leader_seen().filter(|_| quorum),
             quorum,
             voter: self.is_voter(),
+            estranged: self.0.view.estranged.load(Ordering::Relaxed),
             applied,
             state_hash,
         }

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use net::{ByteStream, Caller, verify};
@@ -62,6 +63,8 @@ async fn tell<R: Runtime>(cluster: &Cluster<R>, stream: &mut ByteStream) -> io::
     let hold = within::<R, _>(SILENCE_MAX, read_framed(stream, HEAD_MAX)).await?;
     let mut hold: Hold = codec::decode(&hold).map_err(io::Error::other)?;
     let mut changes = cluster.changes();
+    // Once at least, also where nothing is new: without a voter's word the follower can tell nobody else.
+    let mut gave_word = false;
     loop {
         let (page, word) = match signed(cluster, hold.index) {
             Some(signed) => signed,
@@ -69,11 +72,14 @@ async fn tell<R: Runtime>(cluster: &Cluster<R>, stream: &mut ByteStream) -> io::
         };
         let news = match page.what {
             // The same index with another hash: the follower holds something else than we do.
-            Way::Steps(steps) if steps.is_empty() && page.hash == hold.hash => News::Still,
-            Way::Steps(steps) if !steps.is_empty() => News::Steps { steps, word },
-            Way::Steps(_) => News::Whole { registry: Box::new(cluster.view(Registry::clone)), word },
+            Way::Steps(steps) if steps.is_empty() && page.hash != hold.hash => {
+                News::Whole { registry: Box::new(cluster.view(Registry::clone)), word }
+            }
+            Way::Steps(steps) if steps.is_empty() && gave_word => News::Still,
+            Way::Steps(steps) => News::Steps { steps, word },
             Way::Whole(registry) => News::Whole { registry, word },
         };
+        gave_word = true;
         hold = Hold { index: page.index, hash: page.hash };
         within::<R, _>(SILENCE_MAX, send(cluster, stream, news)).await?;
         <R::Async as AsyncRuntime>::sleep(GATHER).await;
@@ -113,6 +119,7 @@ pub(crate) async fn run<R: Runtime>(cluster: Cluster<R>) {
     let mut turn = usize::from(cluster.random()[0]);
     loop {
         if takes_part(&cluster) {
+            cluster.0.view.estranged.store(false, Ordering::Relaxed);
             let mut changes = cluster.changes();
             let _ = <R::Async as AsyncRuntime>::timeout(STILL_EVERY, changes.next()).await;
             continue;
@@ -129,6 +136,7 @@ pub(crate) async fn run<R: Runtime>(cluster: Cluster<R>) {
             }
             Err(error) => {
                 strange = if error.kind() == io::ErrorKind::PermissionDenied { strange + 1 } else { 0 };
+                cluster.0.view.estranged.store(strange >= STRANGE_MAX, Ordering::Relaxed);
                 if strange >= STRANGE_MAX && strange.is_power_of_two() {
                     tracing::warn!(
                         "no voter this node knows votes any more, so it believes nobody; to come back, run \
@@ -173,6 +181,7 @@ async fn listen<R: Runtime>(cluster: &Cluster<R>, peer: NodeId) -> io::Result<()
             return Err(io::Error::other(format!("the peer has heard of no voter for {age:?}")));
         }
         accept(cluster, news)?;
+        view.estranged.store(false, Ordering::Relaxed);
         view.heard(age);
     }
     Ok(())

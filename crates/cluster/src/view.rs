@@ -4,7 +4,7 @@
 //! its own ledger, since a node may change from one to the other; whoever reads gets the one that is further.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
@@ -36,6 +36,8 @@ pub(crate) struct View<R: Runtime> {
     fed_at: Mutex<Option<<R::Async as AsyncRuntime>::Instant>>,
     pub(crate) built: Tally,
     pub(crate) installed: Tally,
+    /// No voter this node knows votes any more, so that it believes nobody.
+    pub(crate) estranged: AtomicBool,
 }
 
 /// Counts what happens to this node's snapshots.
@@ -98,6 +100,7 @@ impl<R: Runtime> View<R> {
             fed_at: Mutex::default(),
             built: Tally::default(),
             installed: Tally::default(),
+            estranged: AtomicBool::new(false),
         }
     }
 

@@ -67,6 +67,8 @@ pub struct Status {
     pub leader: Option<(NodeId, NodeName)>,
     /// Whether a majority of the voters answered just now.
     pub quorum: bool,
+    /// No voter this node knows votes any more: it believes nobody, and must be let in anew.
+    pub estranged: bool,
     pub term: Option<u64>,
     pub applied: u64,
     pub state_hash: StateHash,
@@ -255,6 +257,7 @@ impl Api {
             started_at: self.0.started_at,
             leader: status.leader.and_then(|id| name_of(id).map(|name| (id, name))),
             quorum: status.quorum,
+            estranged: status.estranged,
             term: status.term,
             applied: status.applied,
             state_hash: status.state_hash,

@@ -170,6 +170,38 @@ fn a_removed_node_stops_and_stays_out_even_with_a_fresh_token() {
 }
 
 #[test]
+fn a_node_that_slept_while_all_voters_changed_believes_nobody_and_says_so() {
+    on_seeds(2, async |world| {
+        world.mesh(4).await;
+        let sleeper = (0..4).find(|number| !world.voters().contains(number)).unwrap();
+        world.converge().await;
+        world.kill(sleeper).await;
+        let voted = world.voters();
+        for number in 4..7 {
+            world.join(number, Role::Node).await;
+        }
+        // Node 0 stays, without its seat; the two others go for good.
+        for gone in [1, 2, 3].into_iter().filter(|number| voted.contains(number)) {
+            let id = world.nodes[&gone].id;
+            world.cluster(0).write(world.admin(0), Verb::RemoveMember { node: id }).await.unwrap();
+            world.settle("three voters without it", |w| w.voters().len() == 3 && !w.voters().contains(&gone)).await;
+            world.kill(gone).await;
+        }
+        world.cluster(0).step_aside(Duration::from_secs(8)).await;
+        assert!(world.voters().iter().all(|voter| !voted.contains(voter)), "{:?}", world.voters());
+        // Until it has heard that it lost its seat it would still give its word, and the sleeper would be right to take it.
+        world.converge().await;
+        world.start(sleeper).await;
+        let begun = world.wall_clock();
+        while !world.cluster(sleeper).status().await.estranged {
+            assert!(world.wall_clock().since(begun) < Duration::from_secs(120), "it does not notice");
+            sleep(Duration::from_secs(1)).await;
+        }
+        assert!(!world.cluster(0).status().await.estranged);
+    });
+}
+
+#[test]
 fn a_worker_acts_on_itself_alone_and_never_votes() {
     on_seeds(1, async |world| {
         world.mesh(2).await;

@@ -174,6 +174,11 @@ pub(super) fn listeners(reached: &[(&str, SocketAddr, io::Result<()>)]) -> Check
 
 pub(super) fn quorum(status: &Status) -> Check {
     const NAME: &str = "registry";
+    if status.estranged {
+        return fail(NAME, "of those this node knows as voters none votes any more, so it believes nobody").hint(
+            "run `omx token create` on another member, and start here with an empty `--data-dir` and `--join TOKEN`",
+        );
+    }
     match (status.quorum, &status.leader) {
         (true, Some(leader)) => ok(NAME, format!("a majority of the voters answers, `{}` leads", leader.name)),
         (true, None) => warn(NAME, "nobody leads just now").hint("an election may be under way; look again"),

@@ -63,6 +63,7 @@ impl From<node::Status> for wire::Status {
             started_at: wire::Time(status.started_at),
             leader: status.leader.map(|(id, name)| wire::Leader { id, name }),
             quorum: status.quorum,
+            estranged: status.estranged,
             term: status.term,
             index: status.applied,
             state_hash: status.state_hash.to_string(),

@@ -26,6 +26,8 @@ pub struct Status {
     pub leader: Option<Leader>,
     /// Whether a majority of the voters answered just now. Without it settings are read-only.
     pub quorum: bool,
+    /// No voter this node knows votes any more: it believes nobody, and must be let in anew.
+    pub estranged: bool,
     /// The consensus' term; none on a worker.
     pub term: Option<u64>,
     /// Up to which change this node has the registry.

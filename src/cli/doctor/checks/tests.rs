@@ -18,7 +18,7 @@ fn status(change: impl FnOnce(&mut serde_json::Value)) -> Status {
     let mut status = serde_json::json!({
         "mesh_id": "000102030405060708090a0b0c0d0e0f", "mesh_name": "", "node": id, "name": "tower", "role": "node",
         "version": "0.1.0", "started_at": "2026-11-20T15:27:00Z", "leader": {"id": id, "name": "tower"},
-        "quorum": true, "term": 3, "index": 17, "state_hash": "00", "absent_voters": [], "disk_low": false,
+        "quorum": true, "estranged": false, "term": 3, "index": 17, "state_hash": "00", "absent_voters": [], "disk_low": false,
         "backend": {"kind": "engine", "address": "http://127.0.0.1:1", "why": "no Ollama", "version": "1", "error": null},
         "members": [member("tower"), member("attic")], "strangers": [],
     });
@@ -103,6 +103,9 @@ fn a_mesh_without_quorum_names_who_must_wake() {
     }));
     assert_eq!(check.verdict, Verdict::Fail);
     assert_eq!(check.hint.as_deref(), Some("start or wake one of: attic, cellar"));
+    let check = quorum(&status(|status| status["estranged"] = true.into()));
+    assert_eq!(check.verdict, Verdict::Fail);
+    assert!(check.hint.is_some_and(|hint| hint.contains("omx token create")));
 }
 
 #[test]
