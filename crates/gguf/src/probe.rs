@@ -1,7 +1,9 @@
 //! From the header alone: can this file be run here? Nothing is promised to anyone before it is asked.
 
+use std::collections::HashSet;
+
 use crate::flavour::ollama_mark;
-use crate::{Facts, Header, architecture};
+use crate::{Array, Facts, Header, Kind, Value, architecture};
 
 /// What the machine offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +35,8 @@ pub enum Cannot {
     OllamaOnly { mark: String },
     #[error("the file lacks `{0}`")]
     Lacks(String),
+    #[error("the vocabulary cannot be: {0}")]
+    Vocabulary(String),
     #[error("the processor lacks `{0}`, which this engine was built to use")]
     Cpu(&'static str),
     #[error("it takes about {needed} bytes of memory, {available} are free")]
@@ -64,6 +68,7 @@ pub fn probe(header: &Header<'_>, needs: Needs, host: Host) -> Result<Facts, Can
     if header.tensors().is_empty() {
         return Err(Cannot::Lacks("tensors".to_owned()));
     }
+    check_vocabulary(header).map_err(Cannot::Vocabulary)?;
     if let Some(feature) = host.cpu_lacks {
         return Err(Cannot::Cpu(feature));
     }
@@ -72,6 +77,39 @@ pub fn probe(header: &Header<'_>, needs: Needs, host: Host) -> Result<Facts, Can
         return Err(Cannot::Memory { needed, available: host.memory_bytes });
     }
     Ok(facts)
+}
+
+/// Of what the loader expects here, those things at which it stops the process instead of refusing the file.
+fn check_vocabulary(header: &Header<'_>) -> Result<(), String> {
+    if matches!(header.get("tokenizer.ggml.model").and_then(Value::as_str), Some("no_vocab" | "none")) {
+        return Ok(());
+    }
+    let texts = |key: &str| match header.get(key).map(|value| value.as_array()) {
+        None => Ok(None),
+        Some(Some(array)) if array.kind() == Kind::String => Ok(Some(array)),
+        Some(_) => Err(format!("`{key}` is no list of texts")),
+    };
+    texts("tokenizer.ggml.merges")?;
+    let Some(tokens) = texts("tokenizer.ggml.tokens")? else { return Ok(()) };
+    match twice(tokens) {
+        None => Ok(()),
+        Some((token, index)) => {
+            let text: String = String::from_utf8_lossy(token).chars().take(64).collect();
+            Err(format!("token {index}, `{}`, is there twice", text.escape_debug()))
+        }
+    }
+}
+
+/// The first text that was there before, and where it is again. The loader sees texts up to their first zero byte, and
+/// gives empty ones names of their own.
+fn twice<'a>(tokens: &Array<'a>) -> Option<(&'a [u8], usize)> {
+    let mut seen = HashSet::new();
+    let text = |token: Value<'a>| match token {
+        Value::String(bytes) => bytes.split(|byte| *byte == 0).next().unwrap_or_default(),
+        _ => unreachable!("a list of texts"),
+    };
+    let named = tokens.iter().map(text).enumerate().filter(|(_, token)| !token.is_empty());
+    named.map(|(index, token)| (token, index)).find(|(token, _)| !seen.insert(*token))
 }
 
 #[cfg(test)]
@@ -107,6 +145,28 @@ mod tests {
         assert_eq!(reason(&of("qwen2"), ROOMY), Cannot::Lacks("qwen2.context_length".to_owned()));
         let endless = of(&"x".repeat(1000));
         assert!(reason(&endless, ROOMY).to_string().len() < 200);
+    }
+
+    #[test]
+    fn a_vocabulary_that_would_stop_the_loader_is_refused() {
+        let llama = File::tiny_llama();
+        let with = |pieces: &[&str]| llama.clone().texts("tokenizer.ggml.tokens", pieces);
+        let why = |file: &File| match verdict(file, ROOMY) {
+            Ok(_) => String::new(),
+            Err(Cannot::Vocabulary(why)) => why,
+            Err(other) => panic!("{other}"),
+        };
+        assert_eq!(why(&with(&["<s>", "a\nb", "c", "a\nb"])), r"token 3, `a\nb`, is there twice");
+        assert_eq!(why(&with(&["a\0b", "a"])), "token 1, `a`, is there twice");
+        assert_eq!(why(&with(&["a", "", "", "A"])), "");
+        assert_eq!(
+            why(&llama.clone().u32s("tokenizer.ggml.tokens", &[1, 2])),
+            "`tokenizer.ggml.tokens` is no list of texts"
+        );
+        assert_eq!(why(&llama.clone().u32("tokenizer.ggml.merges", 1)), "`tokenizer.ggml.merges` is no list of texts");
+        assert_eq!(why(&with(&["a", "a"]).text("tokenizer.ggml.model", "no_vocab")), "");
+        let long = "x".repeat(5000);
+        assert!(why(&with(&[&long, &long])).len() < 120);
     }
 
     #[test]
