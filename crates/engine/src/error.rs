@@ -37,7 +37,7 @@ pub enum Error {
     Format { reason: String },
     #[error("invalid token `{0}`")]
     Token(u32),
-    #[error("model requires more system memory ({need} bytes) than is available ({available} bytes)")]
+    #[error("model requires more system memory ({}) than is available ({})", human(*need), human(*available))]
     Memory { need: u64, available: u64 },
     #[error("failed to read model `{}`", path.display())]
     File { path: PathBuf, source: Arc<std::io::Error> },
@@ -75,5 +75,23 @@ impl Error {
             | Self::Stopped
             | Self::Step { .. } => Fault::Engine,
         }
+    }
+}
+
+/// As Ollama writes sizes in this place.
+fn human(bytes: u64) -> String {
+    const UNITS: [(u64, &str); 3] = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    let unit = UNITS.into_iter().find(|(unit, _)| bytes >= *unit);
+    unit.map_or_else(|| format!("{bytes} B"), |(unit, name)| format!("{:.1} {name}", bytes as f64 / unit as f64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_written_as_ollama_writes_them() {
+        let sizes = [0, 1023, 1024, 1536, 5 << 20, 6_012_954_214];
+        assert_eq!(sizes.map(human), ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "5.0 MiB", "5.6 GiB"]);
     }
 }

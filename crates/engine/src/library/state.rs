@@ -260,6 +260,12 @@ impl State {
             }
         };
         let (ticket, spec) = (first.ticket, first.spec.clone());
+        // However much others give up.
+        if need > self.limits.memory {
+            self.waiting.pop_front();
+            actions.push(Action::Refuse(ticket, Error::Memory { need, available: self.limits.memory }));
+            return self.make_way(actions);
+        }
         if self.shelves.values().any(|shelf| matches!(shelf, Shelf::Loading { .. } | Shelf::Unloading { .. })) {
             return;
         }
@@ -276,10 +282,6 @@ impl State {
             let spec = self.limits.resolve(&spec);
             self.shelves.insert(spec.file.clone(), Shelf::Loading { spec: spec.clone(), need });
             actions.push(Action::Load(spec));
-        } else if self.shelves.is_empty() {
-            self.waiting.pop_front();
-            actions.push(Action::Refuse(ticket, Error::Memory { need, available: self.limits.memory }));
-            self.make_way(actions);
         } else if let Some(file) = self.victim() {
             self.unload(&file, actions);
         }

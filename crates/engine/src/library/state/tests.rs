@@ -162,6 +162,14 @@ fn what_never_fits_is_refused_and_does_not_hold_up_the_rest() {
 }
 
 #[test]
+fn nobody_goes_for_what_never_fits() {
+    let mut play = Play::new(&[("a", 60), ("huge", 101)]);
+    play.ready("a");
+    play.released("a");
+    assert_eq!(play.ask("huge"), ["refuse 2 Memory { need: 101, available: 100 }"]);
+}
+
+#[test]
 fn only_so_many_models_at_once() {
     let mut play = Play::new(&[("a", 1), ("b", 1), ("c", 1), ("d", 1)]);
     for file in ["a", "b", "c"] {

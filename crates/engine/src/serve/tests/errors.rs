@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::rig::{Rig, text};
+use super::rig::{MEMORY, Rig, done, text};
 use crate::Error;
+use crate::runner::Ended;
 
 async fn refused(rig: &Rig, method: &str, path: &str, body: Value) -> (u16, String) {
     let told = rig.call(method, path, &body.to_string()).await;
@@ -103,6 +104,25 @@ async fn what_fails_first_decides_the_status_and_what_fails_later_ends_the_strea
     rig.script.says(broken());
     let told = rig.post("/api/generate", &request(false)).await;
     assert_eq!((told.status, told.text.as_str()), (500, words));
+}
+
+#[tokio::test]
+async fn a_model_that_does_not_fit_is_refused_and_others_stay() {
+    let rig = Rig::new().await;
+    rig.script.says([done(Ended::Stop)]);
+    rig.script.says([done(Ended::Stop)]);
+    let ask = |model: &str, context: u64| json!({ "model": model, "prompt": "Hi", "stream": false, "options": { "num_ctx": context } });
+    assert_eq!(rig.post("/api/generate", &ask("tiny", 4096)).await.status, 200);
+    let words = "model requires more system memory (1.0 MiB) than is available (1.0 MiB)";
+    for (path, model) in [("/api/generate", "tiny"), ("/api/embed", "vectors")] {
+        let mut body = ask(model, MEMORY);
+        body["input"] = "Hi".into();
+        assert_eq!(refused(&rig, "POST", path, body).await, (500, words.to_owned()), "{path}");
+    }
+    let loaded = rig.call("GET", "/api/ps", "").await.json();
+    assert_eq!(loaded["models"].as_array().map(Vec::len), Some(1), "{loaded}");
+    assert_eq!(rig.post("/api/generate", &ask("tiny", 4096)).await.status, 200);
+    assert_eq!(rig.script.specs().len(), 1, "it was not loaded again");
 }
 
 #[tokio::test]

@@ -156,8 +156,9 @@ impl Runner for Script {
 struct Scripts(Arc<Script>);
 
 impl Loader for Scripts {
-    fn probe(&self, _: &Spec) -> Result<Need, Error> {
-        Ok(Need { weights: 600, context: 400 })
+    /// A byte for each token.
+    fn probe(&self, spec: &Spec) -> Result<Need, Error> {
+        Ok(Need { weights: 600, context: spec.options.num_ctx.map_or(400, u64::from) })
     }
 
     fn load(&self, spec: &Spec) -> Result<Arc<dyn Runner>, Error> {
@@ -165,6 +166,9 @@ impl Loader for Scripts {
         Ok(self.0.clone())
     }
 }
+
+/// For all models together.
+pub(super) const MEMORY: u64 = 1 << 20;
 
 pub(super) struct Rig {
     pub address: SocketAddr,
@@ -230,7 +234,7 @@ impl Rig {
 
         let script = Arc::new(Script::new(context));
         let mut tasks = JoinSet::new();
-        let config = library::Config { memory: Some(1 << 20), ..library::Config::default() };
+        let config = library::Config { memory: Some(MEMORY), ..library::Config::default() };
         let (library, task) = Library::new(config, Arc::new(Scripts(script.clone())));
         tasks.spawn(task.run(CancellationToken::new()));
         let secret = Secret::random();
