@@ -17,6 +17,8 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 
 /// openraft warns of things that are ordinary in a founding or an election, and mean nothing to whoever runs a node.
+/// Each of them may take seconds to say that it is not there, and they are asked one after another.
+const OLLAMAS_MAX: usize = 8;
 const LOG_DEFAULT: &str = "info,openraft=error,libp2p=warn,sled=warn";
 
 /// Every setting: a key of `omx.toml`, a variable and a flag.
@@ -107,7 +109,7 @@ pub(crate) struct Settings {
     pub(crate) allow_host: Setting<Vec<String>>,
     /// Default: false.
     pub(crate) insecure_no_auth: Setting<bool>,
-    /// An Ollama by its address, `none`, or nothing: whichever answers at `OLLAMA_HOST` or its usual port.
+    /// Ollamas by their addresses, `none`, or nothing: whichever answers at `OLLAMA_HOST` or its usual port.
     pub(crate) ollama: Setting<OllamaWanted>,
     /// Default: `auto`, which is where there is no Ollama.
     pub(crate) engine: Setting<EngineWanted>,
@@ -321,16 +323,23 @@ fn switch(text: &str) -> Result<bool, Reason> {
 }
 
 fn ollama(text: &str) -> Result<OllamaWanted, Reason> {
-    match text {
-        "none" => Ok(OllamaWanted::None),
-        _ => said(text.parse()).map(OllamaWanted::At),
+    let named = list(text);
+    match named.as_slice() {
+        [none] if none == "none" => Ok(OllamaWanted::None),
+        [] => {
+            Err(Reason("an address such as `127.0.0.1:11434`, several with commas between, or `none` is needed".into()))
+        }
+        _ if named.len() > OLLAMAS_MAX => Err(Reason(format!("{OLLAMAS_MAX} of them are the most"))),
+        _ if named.iter().any(|text| text == "none") => Err(Reason("`none` stands alone".to_owned())),
+        _ => said(named.iter().map(|text| text.parse()).collect::<Result<_, _>>()).map(OllamaWanted::At),
     }
 }
 
 fn ollama_text(wanted: &OllamaWanted) -> String {
     match wanted {
         OllamaWanted::None => "none".to_owned(),
-        OllamaWanted::At(at) | OllamaWanted::Found(at) => at.to_string(),
+        OllamaWanted::Found(at) => at.to_string(),
+        OllamaWanted::At(all) => all.iter().map(Endpoint::to_string).collect::<Vec<_>>().join(","),
     }
 }
 

@@ -69,9 +69,10 @@ pub(super) struct Up {
     /// Where the mesh has no API key yet, make the one in this file the first; it opens everything
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// Use the Ollama there, or `none` [env: OMX_OLLAMA] [default: where one answers, at OLLAMA_HOST or port 11434]
+    /// Use the Ollama there, of several the first that answers, or `none` [env: OMX_OLLAMA] [default: where one answers,
+    /// at OLLAMA_HOST or port 11434]
     #[arg(long, value_name = "URL|none")]
-    ollama: Option<String>,
+    ollama: Vec<String>,
     /// Run models by the built-in engine: `on`, `off`, or `auto` where no Ollama is [env: OMX_ENGINE] [default: auto]
     #[arg(long, value_name = "on|off|auto")]
     engine: Option<String>,
@@ -121,7 +122,7 @@ impl Up {
             (Key::Mdns, on(self.no_mdns, "false")),
             (Key::AllowHost, on(!self.allow_host.is_empty(), &self.allow_host.join(","))),
             (Key::InsecureNoAuth, on(self.insecure_no_auth, "true")),
-            (Key::Ollama, self.ollama.clone()),
+            (Key::Ollama, on(!self.ollama.is_empty(), &self.ollama.join(","))),
             (Key::Engine, self.engine.clone()),
             (Key::Log, self.log.clone().or(by_verbosity)),
         ];

@@ -48,6 +48,21 @@ fn a_flag_wins_over_a_variable_over_the_file_over_the_default() {
 }
 
 #[test]
+fn several_ollamas_are_named_in_one_text_and_none_stands_alone() {
+    let told = |text: &str| match Settings::resolve(&[(Key::Ollama, text.to_owned())], nothing, &File::default()) {
+        Ok(settings) => ollama_text(&settings.ollama.value),
+        Err(error) => shown(error),
+    };
+    assert_eq!(told("attic"), "http://attic:11434");
+    assert_eq!(told("attic:1, http://cellar:2"), "http://attic:1,http://cellar:2");
+    assert_eq!(told("none"), "none");
+    assert!(told("none,attic").contains("`none` stands alone"));
+    assert!(told(",").contains("or `none` is needed"));
+    assert!(told(&["attic"; 9].join(",")).contains("8 of them"));
+    assert!(told("attic,at tic").starts_with("error: `--ollama` cannot be `attic,at tic`"));
+}
+
+#[test]
 fn bulk_takes_any_port_when_mesh_does_unless_it_is_set() {
     let bulk = |flags: &[(Key, &str)]| {
         let flags: Vec<_> = flags.iter().map(|(key, text)| (*key, (*text).to_owned())).collect();

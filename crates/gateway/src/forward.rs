@@ -3,6 +3,7 @@
 //!
 //! What a backend is not told: who asked, by which name, and from which page.
 
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -28,13 +29,12 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 const ABOUT_THE_BODY: [HeaderName; 2] = [header::CONTENT_TYPE, header::ACCEPT];
 
 pub(crate) async fn forward(raw: Raw) -> Result<Response, Failure> {
-    let Way { at, secret } = raw.face.api().backend().way()?;
+    let ways = raw.face.api().backend().ways()?;
     let lost = |why: &dyn std::fmt::Display| {
         Failure::new(StatusCode::BAD_GATEWAY, "backend", format!("what runs models here did not answer: {why}"))
             .hint("`omx doctor` looks what is wrong")
     };
-    let connecting = tokio::time::timeout(CONNECT_MAX, TcpStream::connect((at.host(), at.port()))).await;
-    let stream = connecting.map_err(|late| lost(&late))?.map_err(|error| lost(&error))?;
+    let (Way { at, secret }, stream) = first(ways).await.map_err(|error| lost(&error))?;
     stream.set_nodelay(true).map_err(|error| lost(&error))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| lost(&error))?;
     // The connection lives as long as the answer is wanted: a client that goes away takes it along, and the backend
@@ -60,6 +60,19 @@ pub(crate) async fn forward(raw: Raw) -> Result<Response, Failure> {
         response.headers_mut().insert(header::CONTENT_TYPE, value.clone());
     }
     Ok(response)
+}
+
+/// The first of them that takes a connection, or why the last did not.
+async fn first(ways: Vec<Way>) -> io::Result<(Way, TcpStream)> {
+    let mut lost = io::ErrorKind::NotConnected.into();
+    for way in ways {
+        match tokio::time::timeout(CONNECT_MAX, TcpStream::connect((way.at.host(), way.at.port()))).await {
+            Ok(Ok(stream)) => return Ok((way, stream)),
+            Ok(Err(error)) => lost = error,
+            Err(late) => lost = late.into(),
+        }
+    }
+    Err(lost)
 }
 
 /// As Ollama says who it is.

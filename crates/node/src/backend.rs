@@ -21,8 +21,8 @@ pub struct Wanted {
 pub enum OllamaWanted {
     /// Used where one answers there.
     Found(Endpoint),
-    /// Used whether it answers now or not.
-    At(Endpoint),
+    /// Used whether they answer now or not, the first that does. At least one.
+    At(Vec<Endpoint>),
     None,
 }
 
@@ -43,7 +43,8 @@ pub struct Backend {
 
 #[derive(Debug, Clone)]
 enum Kind {
-    Ollama(Endpoint),
+    /// In the order in which they are tried.
+    Ollama(Vec<Endpoint>),
     Engine(keeper::Handle),
     None,
 }
@@ -86,7 +87,7 @@ const FIND_MAX: Duration = Duration::from_secs(1);
 /// What is decided before anything is started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Choice {
-    Ollama(Endpoint),
+    Ollama(Vec<Endpoint>),
     Engine(Program),
     Nothing,
 }
@@ -110,9 +111,9 @@ impl Wanted {
         };
         match (&self.ollama, self.engine, found) {
             (_, EngineWanted::On, _) => engine("the engine was asked for".to_owned()),
-            (OllamaWanted::At(at), ..) => (Choice::Ollama(at.clone()), "this Ollama was asked for".to_owned()),
+            (OllamaWanted::At(all), ..) => (Choice::Ollama(all.clone()), "it was asked for by its address".to_owned()),
             (OllamaWanted::Found(at), _, Ok(version)) => {
-                (Choice::Ollama(at.clone()), format!("Ollama {version} answers at {at}"))
+                (Choice::Ollama(vec![at.clone()]), format!("Ollama {version} answers at {at}"))
             }
             (OllamaWanted::Found(at), EngineWanted::Auto, Err(why)) => engine(format!("no Ollama at {at}: {why}")),
             (OllamaWanted::None, EngineWanted::Auto, _) => engine("no Ollama is to be used".to_owned()),
@@ -127,8 +128,8 @@ impl Wanted {
 }
 
 impl Backend {
-    pub(crate) fn ollama(at: Endpoint, why: String) -> Self {
-        Self { kind: Kind::Ollama(at), why }
+    pub(crate) fn ollama(all: Vec<Endpoint>, why: String) -> Self {
+        Self { kind: Kind::Ollama(all), why }
     }
 
     pub(crate) fn engine(handle: keeper::Handle, why: String) -> Self {
@@ -139,14 +140,15 @@ impl Backend {
         Self { kind: Kind::None, why }
     }
 
-    pub fn way(&self) -> Result<Way, Unavailable> {
+    /// At least one, in the order in which they are to be tried.
+    pub fn ways(&self) -> Result<Vec<Way>, Unavailable> {
         match &self.kind {
-            Kind::Ollama(at) => Ok(Way { at: at.clone(), secret: None }),
+            Kind::Ollama(all) => Ok(all.iter().map(|at| Way { at: at.clone(), secret: None }).collect()),
             Kind::None => Err(Unavailable::Nothing(self.why.clone())),
             Kind::Engine(handle) => match handle.state() {
                 State::Serving(serving) => {
                     let secret = Secret::new(serving.secret.expose().to_owned());
-                    Ok(Way { at: serving.at.clone(), secret: Some((SECRET_HEADER, secret)) })
+                    Ok(vec![Way { at: serving.at.clone(), secret: Some((SECRET_HEADER, secret)) }])
                 }
                 State::Starting => Err(Unavailable::Starting),
                 State::Waiting { why } => Err(Unavailable::Down(why)),
@@ -160,37 +162,50 @@ impl Backend {
         if let Kind::Engine(handle) = &self.kind {
             handle.clone().serving(limit).await;
         }
-        self.way().is_ok()
+        self.ways().is_ok()
     }
 
     pub fn is_engine(&self) -> bool {
         matches!(self.kind, Kind::Engine(_))
     }
 
+    /// Of the first that answers, else of the first.
     pub async fn info(&self) -> BackendInfo {
-        let way = self.way();
-        let answers = match &way {
-            Ok(Way { at, secret }) => {
-                let header = secret.as_ref().map(|(name, value)| (*name, value.expose().as_str()));
-                client::version(at, header, FIND_MAX).await.map_err(|error| error.to_string())
+        let (mut address, mut answers) = (None, Err(String::new()));
+        match self.ways() {
+            Err(unavailable) => answers = Err(unavailable.to_string()),
+            Ok(ways) => {
+                for way in ways {
+                    let version = way.version().await;
+                    if address.is_none() || version.is_ok() {
+                        (address, answers) = (Some(way.at.to_string()), version);
+                    }
+                    if answers.is_ok() {
+                        break;
+                    }
+                }
             }
-            Err(unavailable) => Err(unavailable.to_string()),
-        };
-        BackendInfo {
-            kind: match &self.kind {
-                Kind::Ollama(_) => "ollama",
-                Kind::Engine(_) => "engine",
-                Kind::None => "none",
-            },
-            address: way.ok().map(|way| way.at.to_string()),
-            why: self.why.clone(),
-            answers,
         }
+        let kind = match &self.kind {
+            Kind::Ollama(_) => "ollama",
+            Kind::Engine(_) => "engine",
+            Kind::None => "none",
+        };
+        BackendInfo { kind, address, why: self.why.clone(), answers }
+    }
+}
+
+impl Way {
+    async fn version(&self) -> Result<String, String> {
+        let header = self.secret.as_ref().map(|(name, value)| (*name, value.expose().as_str()));
+        client::version(&self.at, header, FIND_MAX).await.map_err(|error| error.to_string())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     fn program() -> Program {
@@ -205,7 +220,7 @@ mod tests {
     fn an_ollama_that_answers_is_used_and_else_the_engine_runs() {
         let found = OllamaWanted::Found(Endpoint::local());
         let auto = wanted(found.clone(), EngineWanted::Auto);
-        assert_eq!(auto.decide(Ok("0.6.2".into())).0, Choice::Ollama(Endpoint::local()));
+        assert_eq!(auto.decide(Ok("0.6.2".into())).0, Choice::Ollama(vec![Endpoint::local()]));
         let (choice, why) = auto.decide(Err("nothing listens there".into()));
         assert_eq!(choice, Choice::Engine(program()));
         assert!(why.contains("no Ollama at http://127.0.0.1:11434: nothing listens there"), "{why}");
@@ -218,9 +233,9 @@ mod tests {
 
     #[test]
     fn what_was_asked_for_by_name_is_used_whether_it_answers_or_not() {
-        let at: Endpoint = "attic:1".parse().unwrap();
-        let named = wanted(OllamaWanted::At(at.clone()), EngineWanted::Auto);
-        assert_eq!(named.decide(Err(String::new())).0, Choice::Ollama(at));
+        let all: Vec<Endpoint> = ["attic:1", "cellar:2"].map(|at| at.parse().unwrap()).into();
+        let named = wanted(OllamaWanted::At(all.clone()), EngineWanted::Auto);
+        assert_eq!(named.decide(Err(String::new())).0, Choice::Ollama(all));
         let on = wanted(OllamaWanted::Found(Endpoint::local()), EngineWanted::On);
         assert_eq!(on.decide(Ok("0.6.2".into())).0, Choice::Engine(program()));
         assert_eq!(
@@ -228,5 +243,33 @@ mod tests {
             Choice::Engine(program())
         );
         assert_eq!(wanted(OllamaWanted::None, EngineWanted::Off).decide(Err(String::new())).0, Choice::Nothing);
+    }
+
+    /// Says a version to whoever asks, once.
+    async fn ollama() -> (Endpoint, tokio::net::TcpListener) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        (listener.local_addr().unwrap().to_string().parse().unwrap(), listener)
+    }
+
+    async fn answer_once(listener: &tokio::net::TcpListener) {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = [0; 1024];
+        assert!(stream.read(&mut head).await.unwrap() > 0);
+        let answer = "HTTP/1.1 200 OK\r\ncontent-length: 18\r\nconnection: close\r\n\r\n{\"version\":\"9.9\"}\n";
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn of_several_the_first_that_answers_is_told() {
+        let (gone, listener) = ollama().await;
+        drop(listener);
+        let (there, listener) = ollama().await;
+        let backend = Backend::ollama(vec![gone.clone(), there.clone()], String::new());
+        let (info, ()) = tokio::join!(backend.info(), answer_once(&listener));
+        assert_eq!((info.address, info.answers), (Some(there.to_string()), Ok("9.9".to_owned())));
+        drop(listener);
+        let info = backend.info().await;
+        assert_eq!(info.address, Some(gone.to_string()));
+        assert!(info.answers.is_err());
     }
 }

@@ -148,7 +148,7 @@ impl Node {
         let (stop_registry, stop_net) = (CancellationToken::new(), CancellationToken::new());
         let mut tasks = JoinSet::new();
         let backend = match config.backend.choose().await {
-            (Choice::Ollama(at), why) => Backend::ollama(at, why),
+            (Choice::Ollama(all), why) => Backend::ollama(all, why),
             (Choice::Nothing, why) => Backend::none(why),
             (Choice::Engine(program), why) => {
                 let (handle, task) = engine::keeper::new(program);

@@ -52,9 +52,12 @@ async fn ask(at: &Endpoint, header: Option<(&str, &str)>) -> Result<String, Erro
         let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(|_| Error::NoOllama)?;
         serde_json::from_slice::<Version>(&body.to_bytes()).map_err(|_| Error::NoOllama)
     };
-    // The connection has to be driven while the answer is waited for, and is dropped with it.
-    tokio::select! {
-        answer = answer => answer.map(|answer| answer.version),
-        _ = connection => Err(Error::NoOllama),
-    }
+    // The connection has to be driven while the answer is waited for, and is dropped with it. It may end before the answer
+    // is looked at, which is there all the same then.
+    let mut answer = std::pin::pin!(answer);
+    let answer = tokio::select! {
+        answer = &mut answer => answer,
+        _ = connection => answer.await,
+    };
+    answer.map(|answer| answer.version)
 }

@@ -162,9 +162,12 @@ async fn greet(node: Api, greeting: Greeting) -> Failure {
 async fn models(node: &Api) -> Models {
     let backend = node.backend();
     let ready = backend.ready(ENGINE_MAX).await;
-    match backend.way() {
+    match backend.ways() {
         Ok(_) if backend.is_engine() && ready => Models::Engine,
-        Ok(way) => Models::Ollama(way.at.to_string()),
+        Ok(ways) => {
+            let all: Vec<String> = ways.iter().map(|way| way.at.to_string()).collect();
+            Models::Ollama(all.join(", "))
+        }
         Err(unavailable) => Models::None(unavailable.to_string()),
     }
 }
