@@ -7,6 +7,7 @@ mod http;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -113,4 +114,31 @@ fn an_engine_that_dies_comes_back_and_one_whose_node_dies_goes() -> Result<()> {
         ensure!(!runs(second)?, "it runs");
         Ok(())
     })
+}
+
+#[test]
+fn an_engine_that_hangs_is_replaced_and_nobody_waits_for_ever() -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let testnet = start(scratch.path())?;
+    let node = &testnet.nodes()[0];
+    let Entry { questions, answer } = faq()?.remove(0);
+    let ask = || node.cli(&["run", "omx-guide", &questions[0]]);
+    let first = child(node)?;
+    ensure!(Command::new("kill").args(["-STOP", &first.to_string()]).status()?.success());
+    thread::scope(|scope| {
+        let asked = scope.spawn(ask);
+        wait_until("another engine to serve", LIMIT, || {
+            served(&node.status()?).context("it does not serve")?;
+            ensure!(child(node)? != first, "it is the old one");
+            Ok(())
+        })?;
+        ensure!(!runs(first)?, "the one that hung is left over");
+        let told = asked.join().expect("it only starts a process")?;
+        let said = String::from_utf8_lossy(&told.stderr);
+        ensure!(!told.status.success() && said.contains("did not answer"), "{told:?}");
+        Ok(())
+    })?;
+    let told = ask()?;
+    ensure!(String::from_utf8_lossy(&told.stdout).trim() == answer.trim(), "{told:?}");
+    Ok(())
 }

@@ -9,7 +9,7 @@ mod template;
 mod thinking;
 mod tools;
 
-pub use dialogue::{Dialogue, Rendered, Start, Talk};
+pub use dialogue::{Dialogue, Ends, Rendered, Start, Talk};
 pub use reader::{Piece, Reader};
 
 use self::template::Template;

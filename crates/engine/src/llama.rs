@@ -8,8 +8,6 @@ mod slot;
 mod worker;
 
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +17,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
+use ollama::Head;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use self::embed::EmbedRequest;
@@ -28,8 +27,10 @@ use self::slot::Request;
 use self::worker::Command;
 use crate::error::Error;
 use crate::machine;
-use crate::runner::{Answer, EmbedJob, Embedded, Facts, Job, Loader, Need, Overlong, Prompt, Runner, Spec, Token};
-use crate::text::{StopStrings, Writer};
+use crate::runner::{
+    Answer, EmbedJob, Embedded, Facts, Format, Job, Loader, Need, Overlong, Prompt, Runner, Spec, Token,
+};
+use crate::text::{StopStrings, Writer, cuts};
 use crate::window::Window;
 
 /// How many models' requests are run and kept waiting.
@@ -66,10 +67,7 @@ impl Llama {
     }
 
     fn plan(&self, spec: &Spec) -> Result<Plan, Error> {
-        let facts = header(&spec.file, |header| {
-            let host = gguf::Host { memory_bytes: u64::MAX, cpu_lacks: machine::cpu_lacks() };
-            gguf::probe(header, gguf::Needs { cached_tokens: 0 }, host)
-        })?;
+        let facts = judged(&spec.file)?;
         let trained = facts.context_length.and_then(|length| u32::try_from(length).ok()).unwrap_or(CONTEXT_DEFAULT);
         let asked = spec.options.num_ctx.filter(|context| *context > 0).unwrap_or(CONTEXT_DEFAULT);
         let context = asked.min(trained).max(Window::SMALLEST);
@@ -96,22 +94,15 @@ fn roomy(available: u64, bytes_for: impl Fn(u32) -> u64) -> u32 {
     (2..=SLOTS_DEFAULT).rev().find(|slots| bytes_for(*slots) <= available / 2).unwrap_or(1)
 }
 
-/// Reads as much of the file as its header takes.
-fn header<T>(path: &Path, judge: impl Fn(&gguf::Header<'_>) -> Result<T, gguf::Cannot>) -> Result<T, Error> {
+/// What the file's header says of it, where this engine can run it.
+fn judged(path: &Path) -> Result<gguf::Facts, Error> {
     let unreadable = |source| Error::File { path: path.to_owned(), source: Arc::new(source) };
-    let mut file = File::open(path).map_err(unreadable)?;
-    let size = file.metadata().map_err(unreadable)?.len();
-    let mut head = Vec::new();
-    let mut want = 1 << 20;
-    loop {
-        let more = want - head.len();
-        file.by_ref().take(more as u64).read_to_end(&mut head).map_err(unreadable)?;
-        match gguf::Header::parse(&head, size) {
-            Ok(header) => return judge(&header).map_err(|reason| Error::CannotRun { reason: reason.to_string() }),
-            Err(gguf::Error::MoreNeeded { .. }) if head.len() == want => want *= 2,
-            Err(reason) => return Err(Error::CannotRun { reason: reason.to_string() }),
-        }
-    }
+    let head = Head::read(path).map_err(unreadable)?;
+    let cannot = |reason: &dyn fmt::Display| Error::CannotRun { reason: reason.to_string() };
+    let header = head.header().map_err(|reason| cannot(&reason))?;
+    // Whether there is room is asked elsewhere: it depends on what else is loaded.
+    let host = gguf::Host { memory_bytes: u64::MAX, cpu_lacks: machine::cpu_lacks() };
+    gguf::probe(&header, gguf::Needs { cached_tokens: 0 }, host).map_err(|reason| cannot(&reason))
 }
 
 impl Loader for Llama {
@@ -202,7 +193,7 @@ impl Runner for Model {
             });
             let context = self.facts.context;
             let request = beside(&self.model, move |model| {
-                let prompt = tokenize(model, &job.prompt);
+                let (prompt, job) = opened(model, job);
                 let (prompt, window) = fit(prompt, model, &job, context)?;
                 let seen: Vec<_> = prompt.iter().map(|token| LlamaToken(*token as i32)).collect();
                 Ok(Request {
@@ -266,6 +257,27 @@ fn tokenize(model: &LlamaModel, prompt: &Prompt) -> Vec<Token> {
         tokens.remove(0);
     }
     tokens.into_iter().map(|token| token.0 as Token).collect()
+}
+
+/// The tokens of the prompt, and what of it the model is to write again.
+fn opened(model: &LlamaModel, mut job: Job) -> (Vec<Token>, Job) {
+    let whole = tokenize(model, &job.prompt);
+    if !job.reopens_last_word || job.logprobs.is_some() || job.format != Format::Free {
+        return (whole, job);
+    }
+    let vocab = model.vocab();
+    let is_control = |token: &Token| vocab.token_to_piece(LlamaToken(*token as i32), false, None).is_empty();
+    let controls = |tokens: &[Token]| tokens.iter().filter(|token| is_control(token)).count();
+    for cut in cuts(&job.prompt.text).into_iter().rev() {
+        let (head, tail) = job.prompt.text.split_at(cut);
+        let kept = tokenize(model, &Prompt { text: head.to_owned(), ..job.prompt });
+        // A control token is written by nobody, so none may be in what is left out.
+        if !kept.is_empty() && controls(&kept) == controls(&whole) {
+            job.begun = tail.to_owned();
+            return (kept, job);
+        }
+    }
+    (whole, job)
 }
 
 fn fit(mut prompt: Vec<Token>, model: &LlamaModel, job: &Job, context: u32) -> Result<(Vec<Token>, Window), Error> {

@@ -126,6 +126,9 @@ pub struct Job {
     pub prompt: Prompt,
     /// How the answer begins, which is not said again: the model is made to write it, in tokens of its own choice.
     pub begun: String,
+    /// The prompt may end within a word, or where another token would end: its last word is taken for `begun`, where
+    /// that can be. Not where probabilities or a format are asked for: these begin behind the prompt as it is.
+    pub reopens_last_word: bool,
     pub sampling: Sampling,
     /// The answer ends before the first of these to appear; empty ones are ignored.
     pub stop: Vec<String>,
@@ -150,6 +153,7 @@ impl Job {
         Self {
             prompt,
             begun: String::new(),
+            reopens_last_word: false,
             sampling: Sampling::default(),
             stop: Vec::new(),
             limit: None,

@@ -5,7 +5,7 @@ mod stop;
 mod utf8;
 mod writer;
 
-pub use begun::{Begun, split_tail};
+pub use begun::{Begun, cuts, split_tail};
 pub use stop::{Screened, StopStrings};
 pub use utf8::Utf8;
 pub use writer::{Spelled, Writer, Written};

@@ -41,6 +41,16 @@ pub struct Rendered {
     /// The end of what is gone on with, which belongs behind the prompt: see [`split_tail`].
     pub begun: String,
     pub start: Start,
+    pub ends: Ends,
+}
+
+/// Where the prompt ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ends {
+    /// Where the model's own text, or `begun`, begins.
+    BeforeTheAnswer,
+    /// Perhaps within a word of the model's.
+    Anywhere,
 }
 
 /// Where the model's text begins.
@@ -133,7 +143,7 @@ impl Dialogue {
         }
         if content.is_empty() {
             let start = if opened { Start::Thinking } else { Start::Fresh };
-            return Rendered { prompt, begun: String::new(), start };
+            return Rendered { prompt, begun: String::new(), start, ends: Ends::BeforeTheAnswer };
         }
         if opened || (self.thinks && !thinking.is_empty()) {
             prompt.push('\n');
@@ -147,7 +157,7 @@ impl Dialogue {
 fn cut(mut prompt: String, text: &str, start: Start) -> Rendered {
     let (head, tail) = split_tail(text);
     prompt.push_str(head);
-    Rendered { prompt, begun: tail.to_owned(), start }
+    Rendered { prompt, begun: tail.to_owned(), start, ends: Ends::BeforeTheAnswer }
 }
 
 /// The messages to render, and the one to go on with. One without a word in it is nothing to go on with.
@@ -261,7 +271,7 @@ mod tests {
         assert_eq!(render(&plain, &begun, None).unwrap(), ("[user]Hi[assistant] Yes, ".to_owned(), Start::Content));
         let talk = Talk { messages: &begun, tools: &[], think: None };
         let rendered = plain.render(talk, SystemTime::UNIX_EPOCH).unwrap();
-        assert_eq!((rendered.prompt.as_str(), rendered.begun.as_str()), ("[user]Hi[assistant] Yes,", " "));
+        assert_eq!((rendered.prompt.as_str(), rendered.begun.as_str()), ("[user]Hi[assistant] ", "Yes, "));
         let empty = [said("user", "Hi"), said("assistant", "")];
         assert_eq!(render(&plain, &empty, None).unwrap(), ("[user]Hi[assistant] ".to_owned(), Start::Fresh));
 

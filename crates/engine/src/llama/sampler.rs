@@ -81,16 +81,19 @@ impl Chooser {
 }
 
 impl Chooser {
-    /// A token of what was begun. A grammar is for what comes behind it.
+    /// A token of what was begun. A grammar is for what comes behind it, and has to see all of that: there, no token may
+    /// go further.
     fn choose_again(
         &mut self,
         context: &LlamaContext<'_>,
         vocab: &LlamaVocab<'_>,
         row: i32,
     ) -> Result<LlamaToken, Error> {
-        let (begun, chain) = (&self.begun, &mut self.chain);
-        let admits =
-            |token: LlamaToken| !vocab.is_eog(token) && begun.admits(&vocab.token_to_piece(token, false, None));
+        let (begun, chain, may_go_further) = (&self.begun, &mut self.chain, self.grammar.is_none());
+        let admits = |token: LlamaToken| {
+            let piece = vocab.token_to_piece(token, false, None);
+            !vocab.is_eog(token) && begun.admits(&piece) && (may_go_further || begun.covers(&piece))
+        };
         let token = match pick(chain, context.token_data_array_ith(row)) {
             Some(token) if admits(token) => token,
             // All of the vocabulary is spelt for this, once or a few times in a request.

@@ -23,7 +23,7 @@ use super::failure::Failure;
 use super::known::{Asked, Known, is_missing};
 use super::manage::no_cloud;
 use super::reply::{self, Reply};
-use crate::chat::{Dialogue, Reader, Rendered, Start, Talk};
+use crate::chat::{Dialogue, Ends, Reader, Rendered, Start, Talk};
 use crate::library::{self, Lease};
 use crate::runner::{Format, Job, Prompt, Spec, Token};
 
@@ -79,7 +79,8 @@ pub(super) async fn generate(server: Arc<Server>, body: Bytes) -> Result<Reply, 
         return Ok(reply::json(&ready.teller.loaded()));
     }
     if raw {
-        let rendered = Rendered { prompt, begun: String::new(), start: Start::Fresh };
+        // It may be an answer that broke off, in the dress of a prompt.
+        let rendered = Rendered { prompt, begun: String::new(), start: Start::Fresh, ends: Ends::Anywhere };
         return answer(ready, &common, rendered, &[]).await;
     }
     let model = &ready.found.known.model;
@@ -279,6 +280,7 @@ async fn answer(ready: Ready, common: &Common, rendered: Rendered, tools: &[Valu
     let dialogue = &found.known.dialogue;
     let talk = Talk { messages: &[], tools, think };
     let mut job = settings::job(&rendered.prompt, &options, common);
+    job.reopens_last_word = rendered.ends == Ends::Anywhere;
     // Marks of thoughts and calls are control tokens to some models.
     job.begun.clone_from(&rendered.begun);
     job.show_special = !tools.is_empty() || dialogue.can_think();

@@ -109,6 +109,7 @@ async fn a_raw_prompt_goes_as_it_is_and_gives_no_context() {
     rig.script.says([text("b"), done(Ended::Stop)]);
     let told = rig.post("/api/generate", &json!({ "model": "tiny", "prompt": "[user]a", "raw": true })).await;
     assert_eq!(rig.script.prompts(), ["[user]a"]);
+    assert!(rig.script.jobs().iter().all(|job| job.reopens_last_word), "it may have been cut anywhere");
     assert!(!told.text.contains("context"), "{}", told.text);
     let told = rig.post("/api/generate", &json!({ "model": "tiny", "prompt": "a", "raw": true, "system": "x" })).await;
     assert_eq!(
