@@ -20,6 +20,7 @@ const LAYERS: [(&str, u8); 13] = [
     ("gateway", 6),
     ("node", 5),
     ("testkit", 4),
+    ("agent", 3),
     ("cluster", 3),
     ("engine", 3),
     ("store", 2),

@@ -8,6 +8,7 @@ pub mod folder;
 mod head;
 pub mod manifest;
 mod name;
+pub mod seen;
 pub mod wire;
 
 pub use digest::{Digest, InvalidDigest};
