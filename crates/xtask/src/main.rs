@@ -1,10 +1,11 @@
-//! The repository's own commands: `cargo xtask up | build | test | testnet | fake-ollama`.
+//! The repository's own commands: `cargo xtask up | build | test | testnet | fake-ollama | golden`.
 //!
 //! They link none of the product's crates, so that they are there within seconds on a fresh machine.
 
 mod build;
 mod engine_tools;
 mod fake_ollama;
+mod golden;
 mod test;
 mod testnet;
 mod tools;
@@ -41,6 +42,8 @@ enum Command {
     Testnet(testnet::Arguments),
     /// Serve Ollama's API without a model: numbered tokens at a set pace, and faults
     FakeOllama(fake_ollama::Arguments),
+    /// Hold a server against the table of what Ollama answers
+    Golden(golden::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -69,5 +72,6 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Test => test::run(),
         Command::Testnet(arguments) => testnet::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::FakeOllama(arguments) => fake_ollama::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Golden(arguments) => golden::run(&arguments),
     }
 }

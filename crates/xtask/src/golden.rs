@@ -1,0 +1,48 @@
+//! `cargo xtask golden`: holds a server against the table of what Ollama answers; a real Ollama too, which is how the
+//! table itself is checked.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use fakes::golden::{Subject, Table};
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Where the server listens
+    #[arg(default_value = "127.0.0.1:11434")]
+    address: SocketAddr,
+    /// A model it has, with its tag, that answers but neither thinks nor uses tools
+    #[arg(long)]
+    model: String,
+    /// One that embeds; cases that need it are skipped where there is none
+    #[arg(long)]
+    embedder: Option<String>,
+    /// `name: value`, sent with every request
+    #[arg(long, value_parser = header)]
+    header: Vec<(String, String)>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime for it")?;
+    let subject = Subject {
+        address: arguments.address,
+        headers: arguments.header.clone(),
+        model: arguments.model.clone(),
+        embedder: arguments.embedder.clone(),
+        differs: Vec::new(),
+    };
+    let report = runtime.block_on(Table::ollama().check(&subject));
+    print!("{}", report.text());
+    eprintln!("{} cases checked, {} skipped, {} differ", report.checked, report.skipped, report.findings.len());
+    if report.checked == 0 {
+        bail!("nothing was checked");
+    }
+    Ok(if report.findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once(':').ok_or("a header is `name: value`")?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
+}
