@@ -62,8 +62,13 @@ pub(super) fn json(value: &impl Serialize) -> Reply {
     whole(StatusCode::OK, JSON, encode(value).into())
 }
 
-pub(super) fn text(status: StatusCode, text: &'static str) -> Reply {
-    whole(status, TEXT, Bytes::from_static(text.as_bytes()))
+pub(super) fn text(text: &'static str) -> Reply {
+    whole(StatusCode::OK, TEXT, Bytes::from_static(text.as_bytes()))
+}
+
+/// Where no route is: Ollama's router answers by itself, and names no character set.
+pub(super) fn unrouted(status: StatusCode, text: &'static str) -> Reply {
+    whole(status, "text/plain", Bytes::from_static(text.as_bytes()))
 }
 
 pub(super) fn empty() -> Reply {

@@ -27,7 +27,7 @@ async fn dispatch(server: Arc<Server>, request: Request<Incoming>) -> Result<Rep
     let posts = parts.method == Method::POST;
     // hyper leaves the body out where the method is HEAD.
     match parts.uri.path() {
-        "/" if reads => Ok(reply::text(StatusCode::OK, "Ollama is running")),
+        "/" if reads => Ok(reply::text("Ollama is running")),
         "/api/version" if reads => Ok(reply::json(&Version { version: server.config.version.clone() })),
         "/api/tags" if reads => manage::tags(server).await,
         "/api/ps" if parts.method == Method::GET => manage::ps(server).await,
@@ -42,8 +42,8 @@ async fn dispatch(server: Arc<Server>, request: Request<Incoming>) -> Result<Rep
         "/api/embeddings" if posts => embed::embeddings(server, body::read(incoming, TALK_BYTES_MAX).await?).await,
         "/" | "/api/version" | "/api/tags" | "/api/ps" | "/api/show" | "/api/copy" | "/api/delete"
         | "/api/generate" | "/api/chat" | "/api/embed" | "/api/embeddings" => {
-            Ok(reply::text(StatusCode::METHOD_NOT_ALLOWED, "405 method not allowed"))
+            Ok(reply::unrouted(StatusCode::METHOD_NOT_ALLOWED, "405 method not allowed"))
         }
-        _ => Ok(reply::text(StatusCode::NOT_FOUND, "404 page not found")),
+        _ => Ok(reply::unrouted(StatusCode::NOT_FOUND, "404 page not found")),
     }
 }

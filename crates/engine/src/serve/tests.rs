@@ -1,6 +1,7 @@
 //! The HTTP face before a scripted runner: shapes, statuses, and who is told what.
 
 mod errors;
+mod golden;
 mod infer;
 mod manage;
 mod rig;
