@@ -298,6 +298,27 @@ fn who_comes_back_is_up_everywhere_and_stays_so() {
 }
 
 #[test]
+fn who_slept_is_found_again_and_takes_nobody_for_dead() {
+    let mut mesh = Mesh::new(1, 50, 10);
+    mesh.run(20 * SECOND);
+    let sleeper = *mesh.nodes.keys().nth(30).unwrap();
+    mesh.dead.insert(sleeper);
+    mesh.run(60 * SECOND);
+    assert_eq!(mesh.up_everywhere(sleeper), 0);
+    mesh.dead.remove(&sleeper);
+    mesh.schedule(Duration::ZERO, sleeper, What::Tick);
+    let since = mesh.now;
+    while mesh.up_everywhere(sleeper) < 50 {
+        assert!(mesh.now - since < 10 * SECOND, "{} believe in it", mesh.up_everywhere(sleeper));
+        mesh.run(BEAT);
+    }
+    println!("back everywhere within {:?}", mesh.now - since);
+    mesh.run(20 * SECOND);
+    assert!(mesh.found.iter().all(|(_, at, _)| *at != sleeper), "it took others for dead");
+    assert_eq!(mesh.found.len(), 2 * 49, "down once and up once for each of the others");
+}
+
+#[test]
 fn what_it_costs_at_fifty_nodes_is_bounded() {
     let mut mesh = Mesh::new(1, 50, 0);
     mesh.run(30 * SECOND);
