@@ -15,7 +15,7 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 
 /// The product's crates: each uses crates of lower numbers only, so that no two can come to need each other. `testkit`
 /// puts the product's parts together for tests and stands above what it tests; nothing is built on it.
-const LAYERS: [(&str, u8); 14] = [
+const LAYERS: [(&str, u8); 15] = [
     ("omx", 7),
     ("gateway", 6),
     ("node", 5),
@@ -27,6 +27,7 @@ const LAYERS: [(&str, u8); 14] = [
     ("net", 2),
     ("ollama", 2),
     ("gguf", 1),
+    ("scheduler", 1),
     ("vitals", 1),
     ("types", 0),
     ("codec", 0),
