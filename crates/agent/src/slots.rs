@@ -9,7 +9,7 @@ use crate::{Moment, Ticket};
 /// The most that is ever learned: beyond it the memory of contexts, not our caution, is the limit.
 pub const SLOTS_MAX: u16 = 32;
 /// Between two trials after one that proved nothing; doubled each time up to the second.
-const PAUSE_MIN: Moment = Moment::from_secs(5);
+const PAUSE_MIN: Moment = Moment::from_secs(1);
 const PAUSE_MAX: Moment = Moment::from_secs(600);
 
 #[derive(Debug)]
@@ -180,7 +180,7 @@ mod tests {
             slots.end(now, ticket + 1, Some(now));
         }
         assert_eq!(slots.known(), 1);
-        assert_eq!(pauses, [0, 5, 10, 20, 40, 80, 160, 320, 600, 600]);
+        assert_eq!(pauses, [0, 1, 2, 4, 8, 16, 32, 64, 128, 256]);
     }
 
     #[test]

@@ -1,0 +1,172 @@
+//! HTTP/1.1 connections that are kept for the next request, to backends and to other nodes alike.
+//!
+//! A connection belongs to whoever reads its answer: dropped before the end it is closed, and the other side stops
+//! working. Read to the end it goes back to where the next request finds it. There is no task to leak.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+
+/// What HTTP can be spoken over.
+pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
+
+/// Kept connections of all keys together; what comes back beyond it is closed.
+const IDLE_MAX: usize = 64;
+/// Kept for so long. Servers close what idles too, and a request on a connection that is just being closed is lost.
+const IDLE_FOR: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+pub(crate) struct Pool<K> {
+    idle: Arc<Idle<K>>,
+}
+
+#[derive(Debug)]
+struct Idle<K>(Mutex<Vec<(K, Connection, Instant)>>);
+
+#[derive(Debug)]
+struct Connection {
+    sender: SendRequest<Whole>,
+    /// Aborted with the connection.
+    _driver: JoinSet<()>,
+}
+
+/// An answer's body, and the connection it comes over.
+#[derive(Debug)]
+pub(crate) struct Answer<K> {
+    body: Incoming,
+    /// Gone once the body ended.
+    home: Option<(K, Connection)>,
+    idle: Arc<Idle<K>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("no connection within {0:?}")]
+    Late(Duration),
+    #[error("no connection")]
+    Connect(#[source] io::Error),
+    #[error("the connection broke before the answer began")]
+    Broken(#[source] hyper::Error),
+}
+
+impl<K: Clone + PartialEq> Pool<K> {
+    pub(crate) fn new() -> Self {
+        Self { idle: Arc::new(Idle(Mutex::new(Vec::new()))) }
+    }
+
+    /// Over a kept connection where there is one, else over the one `dial` makes. May be dropped at any time; what was
+    /// sent is then cancelled.
+    pub(crate) async fn send<S: Io>(
+        &self,
+        key: K,
+        request: Request<Whole>,
+        connect_max: Duration,
+        dial: impl Future<Output = io::Result<S>>,
+    ) -> Result<Response<Answer<K>>, Error> {
+        while let Some(mut kept) = self.idle.take(&key) {
+            if kept.sender.ready().await.is_err() {
+                continue;
+            }
+            // One that was closed while it idled says so only now. Nothing of an answer came, so asking again over a
+            // fresh one shows nothing twice.
+            if let Ok(response) = kept.sender.send_request(request.clone()).await {
+                return Ok(self.answer(key, kept, response));
+            }
+        }
+        let stream = timeout(connect_max, dial).await.map_err(|_| Error::Late(connect_max))?.map_err(Error::Connect)?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(Error::Broken)?;
+        let mut driver = JoinSet::new();
+        driver.spawn(async move { drop(connection.await) });
+        let mut fresh = Connection { sender, _driver: driver };
+        let response = fresh.sender.send_request(request).await.map_err(Error::Broken)?;
+        Ok(self.answer(key, fresh, response))
+    }
+
+    fn answer(&self, key: K, connection: Connection, response: Response<Incoming>) -> Response<Answer<K>> {
+        let idle = self.idle.clone();
+        response.map(|body| Answer { body, home: Some((key, connection)), idle })
+    }
+}
+
+impl<K: PartialEq> Idle<K> {
+    fn take(&self, key: &K) -> Option<Connection> {
+        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|(_, connection, since)| since.elapsed() < IDLE_FOR && !connection.sender.is_closed());
+        // The one used last is the one least likely to be closed by the other side.
+        let at = idle.iter().rposition(|(kept, ..)| kept == key)?;
+        Some(idle.remove(at).1)
+    }
+
+    fn keep(&self, key: K, connection: Connection) {
+        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < IDLE_MAX && !connection.sender.is_closed() {
+            idle.push((key, connection, Instant::now()));
+        }
+    }
+}
+
+impl<K: PartialEq> Answer<K> {
+    /// The next bytes, never none; `None` at the end. May be dropped at any time, nothing is lost.
+    pub(crate) async fn bytes(&mut self) -> Option<Result<Bytes, hyper::Error>> {
+        loop {
+            match self.body.frame().await {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(bytes) if !bytes.is_empty() => return Some(Ok(bytes)),
+                    Ok(_) | Err(_) => {}
+                },
+                Some(Err(error)) => {
+                    self.home = None;
+                    return Some(Err(error));
+                }
+                None => {
+                    if let Some((key, connection)) = self.home.take() {
+                        self.idle.keep(key, connection);
+                    }
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+/// A request's body, sent with its length.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Whole(Bytes);
+
+impl From<Bytes> for Whole {
+    fn from(bytes: Bytes) -> Self {
+        Self(bytes)
+    }
+}
+
+impl HttpBody for Whole {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let all = std::mem::take(&mut self.0);
+        Poll::Ready((!all.is_empty()).then(|| Ok(Frame::data(all))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.len() as u64)
+    }
+}
