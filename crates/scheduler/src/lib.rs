@@ -7,12 +7,19 @@
 //! runs the very code that a node runs. Nothing is allocated for a candidate. The crate knows no text of a request, only
 //! keyed hashes of it.
 
+mod candidates;
 mod chain;
+mod decide;
 mod estimate;
+mod host;
+mod rendezvous;
 mod time;
 mod work;
 
+pub use candidates::{Asker, CANDIDATES_MAX, Candidate, Candidates, Dice, Why};
 pub use chain::{BLOCK_BYTES, Chain, ChainKey, ChainWriter, LINKS_MAX};
+pub use decide::{Answer, Choice, Reason, choose, choose_unheard, hold, probe_timeout};
 pub use estimate::{Estimate, Place, Promise};
+pub use host::{Facts, Fleet, Host};
 pub use time::{Moment, Seconds};
 pub use work::{Class, ModelKey, Tenant, Work};
