@@ -25,6 +25,28 @@ fn entries_go_to_followers_on_streams_and_not_as_requests() {
     });
 }
 
+#[test]
+fn a_follower_that_starts_again_is_fed_on_a_new_stream() {
+    on_seeds(2, async |world| {
+        world.mesh(3).await;
+        let leader = world.leader().unwrap();
+        let follower = world.voters().into_iter().find(|voter| *voter != leader).unwrap();
+        world.set(leader, "mesh.name", "opens the streams").await.unwrap();
+        world.kill(follower).await;
+        world.set(leader, "mesh.name", "one is down").await.unwrap();
+        world.start(follower).await;
+        world.converge().await;
+        let before = world.fabric.stats().sent;
+        let mut last = 0;
+        for number in 0..100 {
+            last = world.set(leader, "mesh.name", &number.to_string()).await.unwrap();
+        }
+        let messages = world.fabric.stats().sent - before;
+        assert!(messages < 100, "{messages} messages beside the streams: heartbeats alone are far fewer");
+        world.settle("the follower to have it all", |world| world.log_end(follower) >= last).await;
+    });
+}
+
 /// As a leader of this term tells a seat that it is alive. Versioned, all numbers below 251 take one byte.
 fn heartbeat(to: u64, term: u64, from: u64) -> Bytes {
     let byte = |number: u64| u8::try_from(number).unwrap();
