@@ -1,0 +1,196 @@
+//! Which nodes are left alone for a model, and when one request may look whether they are well again.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use scheduler::{ModelKey, Moment};
+use types::NodeId;
+
+/// Failures of the connection in a row.
+const IN_A_ROW: u8 = 3;
+/// Outcomes that are remembered; half of them failed is too many.
+const REMEMBERED: u32 = 20;
+const FIRST_REST: Duration = Duration::from_secs(5);
+/// The rest doubles so often: then five minutes.
+const DOUBLINGS_MAX: u32 = 6;
+/// Of a model's nodes, at most three of ten are barred: beyond that it is not they who are ill.
+const BARRED_TENTHS_MAX: usize = 3;
+/// Pairs of node and model with a failure not yet forgotten. Further ones are not barred: they are tried.
+const PAIRS_MAX: usize = 4096;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// Nobody answered, or the connection broke.
+    Transport,
+    /// The node answered that it could not.
+    Served,
+}
+
+/// One gateway's, for all nodes and models.
+#[derive(Debug, Default)]
+pub struct Breakers {
+    pairs: HashMap<(ModelKey, NodeId), Pair>,
+}
+
+#[derive(Debug, Default)]
+struct Pair {
+    in_a_row: u8,
+    /// The last outcomes, the newest in the lowest bit; a failure is a one.
+    outcomes: u32,
+    seen: u32,
+    rests: u32,
+    barred: Option<Barred>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Barred {
+    Until(Moment),
+    /// One request is looking; should it never report, the next may look at that moment.
+    Trying(Moment),
+}
+
+impl Breakers {
+    /// Whether a request may go there. What it says does not change until something happens or time passes.
+    pub fn admits(&self, model: ModelKey, node: NodeId, now: Moment) -> bool {
+        match self.pairs.get(&(model, node)).and_then(|pair| pair.barred) {
+            None => true,
+            Some(Barred::Until(end) | Barred::Trying(end)) => now >= end,
+        }
+    }
+
+    /// A request goes there. To a node that has rested it is the one that looks; others wait for its outcome.
+    pub fn sent(&mut self, model: ModelKey, node: NodeId, now: Moment) {
+        if let Some(pair) = self.pairs.get_mut(&(model, node))
+            && pair.barred.is_some()
+        {
+            pair.barred = Some(Barred::Trying(now + rest(pair.rests)));
+        }
+    }
+
+    pub fn succeeded(&mut self, model: ModelKey, node: NodeId) {
+        if let Some(pair) = self.pairs.get_mut(&(model, node)) {
+            pair.note(false);
+            pair.in_a_row = 0;
+            // Who came back begins anew, or its old failures would bar it at the next one.
+            if pair.barred.is_some() || pair.outcomes == 0 {
+                self.pairs.remove(&(model, node));
+            }
+        }
+    }
+
+    /// `hosts`: how many nodes hold the model.
+    pub fn failed(&mut self, model: ModelKey, node: NodeId, failure: Failure, hosts: usize, now: Moment) {
+        let others =
+            |((of, other), pair): (&(ModelKey, NodeId), &Pair)| *of == model && *other != node && pair.barred.is_some();
+        let barred = self.pairs.iter().filter(|entry| others(*entry)).count();
+        if self.pairs.len() >= PAIRS_MAX && !self.pairs.contains_key(&(model, node)) {
+            return;
+        }
+        let pair = self.pairs.entry((model, node)).or_default();
+        pair.note(true);
+        pair.in_a_row = if failure == Failure::Transport { pair.in_a_row.saturating_add(1) } else { 0 };
+        let ill = pair.in_a_row >= IN_A_ROW
+            || pair.seen >= REMEMBERED && pair.outcomes.count_ones() * 2 >= REMEMBERED
+            || pair.barred.is_some();
+        if ill && (barred + 1) * 10 <= hosts * BARRED_TENTHS_MAX {
+            pair.barred = Some(Barred::Until(now + rest(pair.rests)));
+            pair.rests = (pair.rests + 1).min(DOUBLINGS_MAX);
+        }
+    }
+
+    /// Of nodes that left the mesh nothing is kept.
+    pub fn forget(&mut self, node: NodeId) {
+        self.pairs.retain(|(_, known), _| *known != node);
+    }
+}
+
+impl Pair {
+    fn note(&mut self, failed: bool) {
+        self.outcomes = (self.outcomes << 1 | u32::from(failed)) & ((1 << REMEMBERED) - 1);
+        self.seen = (self.seen + 1).min(REMEMBERED);
+    }
+}
+
+fn rest(rests: u32) -> Duration {
+    FIRST_REST * (1 << rests.min(DOUBLINGS_MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MODEL: ModelKey = ModelKey::from_bytes([1; 16]);
+
+    fn node(id: u8) -> NodeId {
+        NodeId::from_public_key([id; 32])
+    }
+
+    fn at(seconds: u64) -> Moment {
+        Moment::since_start(Duration::from_secs(seconds))
+    }
+
+    fn fail(breakers: &mut Breakers, id: u8, times: usize, failure: Failure, seconds: u64) {
+        (0..times).for_each(|_| breakers.failed(MODEL, node(id), failure, 10, at(seconds)));
+    }
+
+    #[test]
+    fn three_broken_connections_in_a_row_bar_a_node_for_this_model_alone() {
+        let mut breakers = Breakers::default();
+        fail(&mut breakers, 1, 2, Failure::Transport, 0);
+        assert!(breakers.admits(MODEL, node(1), at(0)));
+        breakers.succeeded(MODEL, node(1));
+        fail(&mut breakers, 1, 2, Failure::Transport, 0);
+        assert!(breakers.admits(MODEL, node(1), at(0)), "they were not in a row");
+        fail(&mut breakers, 1, 1, Failure::Transport, 0);
+        assert!(!breakers.admits(MODEL, node(1), at(4)));
+        assert!(breakers.admits(ModelKey::from_bytes([2; 16]), node(1), at(4)));
+    }
+
+    #[test]
+    fn half_of_twenty_answers_failed_bars_it() {
+        let mut breakers = Breakers::default();
+        for _ in 0..9 {
+            fail(&mut breakers, 1, 1, Failure::Served, 0);
+            breakers.succeeded(MODEL, node(1));
+        }
+        fail(&mut breakers, 1, 1, Failure::Served, 0);
+        assert!(breakers.admits(MODEL, node(1), at(0)), "nineteen are not twenty");
+        fail(&mut breakers, 1, 1, Failure::Served, 0);
+        assert!(!breakers.admits(MODEL, node(1), at(0)));
+    }
+
+    #[test]
+    fn after_its_rest_one_request_looks_and_the_rest_doubles_or_ends() {
+        let mut breakers = Breakers::default();
+        fail(&mut breakers, 1, 3, Failure::Transport, 0);
+        assert!(breakers.admits(MODEL, node(1), at(5)));
+        breakers.sent(MODEL, node(1), at(5));
+        assert!(!breakers.admits(MODEL, node(1), at(5)), "one is looking already");
+        fail(&mut breakers, 1, 1, Failure::Transport, 6);
+        assert!(!breakers.admits(MODEL, node(1), at(15)));
+        assert!(breakers.admits(MODEL, node(1), at(16)));
+        breakers.sent(MODEL, node(1), at(16));
+        breakers.succeeded(MODEL, node(1));
+        assert!(breakers.admits(MODEL, node(1), at(16)));
+    }
+
+    #[test]
+    fn where_all_fail_no_more_than_three_of_ten_are_barred() {
+        let mut breakers = Breakers::default();
+        (0..10).for_each(|id| fail(&mut breakers, id, 5, Failure::Transport, 0));
+        assert_eq!((0..10).filter(|id| !breakers.admits(MODEL, node(*id), at(1))).count(), 3);
+    }
+
+    #[test]
+    fn what_is_remembered_has_an_end() {
+        let mut breakers = Breakers::default();
+        for id in 0..2 * PAIRS_MAX as u64 {
+            let mut key = [0; 32];
+            key[..8].copy_from_slice(&id.to_le_bytes());
+            breakers.failed(MODEL, NodeId::from_public_key(key), Failure::Transport, 10, at(0));
+        }
+        assert_eq!(breakers.pairs.len(), PAIRS_MAX);
+        breakers.forget(NodeId::from_public_key([0; 32]));
+        assert_eq!(breakers.pairs.len(), PAIRS_MAX - 1);
+    }
+}
