@@ -15,7 +15,7 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 
 /// The product's crates: each uses crates of lower numbers only, so that no two can come to need each other. `testkit`
 /// puts the product's parts together for tests and stands above what it tests; nothing is built on it.
-const LAYERS: [(&str, u8); 16] = [
+const LAYERS: [(&str, u8); 17] = [
     ("omx", 7),
     ("gateway", 6),
     ("node", 5),
@@ -24,6 +24,7 @@ const LAYERS: [(&str, u8); 16] = [
     ("agent", 3),
     ("cluster", 3),
     ("engine", 3),
+    ("openai", 3),
     ("store", 2),
     ("net", 2),
     ("ollama", 2),
