@@ -12,8 +12,18 @@ use crate::{engine_tools, tools};
 pub(crate) fn user_binary() -> anyhow::Result<PathBuf> {
     tools::need_c_compiler()?;
     engine_tools::need()?;
+    built(&["--release", "--package=omx", "--bin=omx", "--features=engine"])
+}
+
+/// The one that the tests have built: the same selection, so that nothing is compiled again.
+pub(crate) fn tested_binary() -> anyhow::Result<PathBuf> {
+    built(&["--profile=ci", "--workspace", "--bins", "--features=omx/engine"])
+}
+
+fn built(selection: &[&str]) -> anyhow::Result<PathBuf> {
     let output = tools::cargo()
-        .args(["build", "--locked", "--release", "--package", "omx", "--bin", "omx", "--features", "engine"])
+        .args(["build", "--locked"])
+        .args(selection)
         .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit())
         .output()

@@ -3,6 +3,7 @@
 //! They link none of the product's crates, so that they are there within seconds on a fresh machine.
 
 mod build;
+mod clients;
 mod engine_tools;
 mod fake_ollama;
 mod golden;
@@ -38,6 +39,8 @@ enum Command {
     Build,
     /// Run every check: format, lints, documentation, fences, tests
     Test,
+    /// Run the last of the checks alone: Ollama's own clients for Python and JavaScript against a node
+    Clients,
     /// Run several nodes on this machine, and make them fail
     Testnet(testnet::Arguments),
     /// Serve Ollama's API without a model: numbered tokens at a set pace, and faults
@@ -70,6 +73,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Test => test::run(),
+        Command::Clients => match clients::run(&build::tested_binary()?)? {
+            clients::Outcome::Good => Ok(ExitCode::SUCCESS),
+            clients::Outcome::NotRun(missing) => anyhow::bail!("not run: {missing}"),
+        },
         Command::Testnet(arguments) => testnet::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::FakeOllama(arguments) => fake_ollama::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Golden(arguments) => golden::run(&arguments),
