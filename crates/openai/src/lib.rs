@@ -1,6 +1,11 @@
 //! OpenAI's API in Ollama's terms: each request becomes a native one, each native answer an answer as OpenAI shapes it.
 //! What is heeded, what is passed over and what is said to mistakes follows Ollama's own translation, so that a client
-//! finds the same behind `/v1` as with one local Ollama; where it differs, a comment says why.
+//! finds the same behind `/v1` as with one local Ollama. It goes its own way where Ollama's loses something:
+//!
+//! - A stream that fails, or ends before its last line, ends with an event that has an `error` and without `[DONE]`.
+//! - Tool calls are counted through all chunks, and have an id where the host gave none.
+//! - A tool's result in parts keeps its name and the id of its call; a message's thoughts are kept in parts too.
+//! - What is only rendered (`_debug_render_only`) is told whole, since it never streams.
 //!
 //! Bytes in, bytes out: no IO, no clock, no chance. Ids and the time are handed in.
 

@@ -138,7 +138,7 @@ impl Chunks {
             let thinking = Said { role, reasoning: &message.thinking, ..Said::default() };
             let said = Said { content: Some(&message.content), tool_calls: &calls, ..Said::default() };
             if spoken && thought {
-                // Some of the figures may be of what is said in the second.
+                // Nobody says which of the logprobs are of the second: they stay with the first, as in Ollama.
                 self.chunk(answer, thinking, logprobs(answer), events);
                 self.chunk(answer, said, None, events);
             } else {

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use crate::options::go_type;
 use crate::{Error, base64};
 
-/// A part of a message repeats its role, and an answer to a call the call's name. In bytes; more repetition than a
+/// In bytes. Each part of a message repeats its role, and each answer to a call the call's name; more of it than a
 /// conversation can have is refused, lest a small request become a huge one.
 const REPEATED_MAX: usize = 8 << 20;
 
@@ -46,6 +46,13 @@ struct Speaker {
     tool_call_id: String,
 }
 
+/// A text, or an image or a sound in base64; the native API takes both under one name.
+#[derive(Default)]
+struct Part {
+    text: String,
+    media: Option<String>,
+}
+
 pub(super) fn translate(incoming: Vec<Incoming>) -> Result<Vec<Message>, Error> {
     let names = names_of_calls(&incoming);
     let mut messages = Vec::with_capacity(incoming.len());
@@ -78,25 +85,25 @@ impl Incoming {
         let may_say_nothing = self.tool_calls.is_some();
         let calls = self.tool_calls.unwrap_or_default();
         let calls = calls.into_iter().map(Call::translate).collect::<Result<Vec<_>, _>>()?;
-        let speaker = Speaker::new(self.role, self.name, self.tool_call_id, names);
-        let first = messages.len();
-        match self.content {
-            Some(Value::String(content)) => messages.push(speaker.says(content, Vec::new(), repeated)?),
-            Some(Value::Array(parts)) => {
-                for part in parts {
-                    let (content, images) = read_part(part)?;
-                    messages.push(speaker.says(content, images, repeated)?);
-                }
-            }
-            _ if may_say_nothing => messages.push(speaker.says(String::new(), Vec::new(), repeated)?),
+        let mut parts = match self.content {
+            Some(Value::String(text)) => vec![Part { text, media: None }],
+            Some(Value::Array(parts)) => parts.into_iter().map(Part::read).collect::<Result<_, _>>()?,
+            _ if may_say_nothing => vec![Part::default()],
             other => {
                 let found = go_type(other.as_ref());
                 return Err(Error::request(format!("invalid message content type: {found}")));
             }
+        };
+        if parts.is_empty() && !calls.is_empty() {
+            parts.push(Part::default());
         }
-        if messages.len() == first && !calls.is_empty() {
-            messages.push(speaker.says(String::new(), Vec::new(), repeated)?);
+        let speaker = Speaker::new(self.role, self.name, self.tool_call_id, names);
+        *repeated = repeated.saturating_add(speaker.repeated(parts.len()));
+        if *repeated > REPEATED_MAX {
+            return Err(Error::request("too many messages"));
         }
+        let first = messages.len();
+        messages.extend(parts.into_iter().map(|part| speaker.says(part)));
         if let Some(last) = messages[first..].last_mut() {
             last.thinking = self.reasoning.unwrap_or_default();
             last.tool_calls = calls;
@@ -120,20 +127,21 @@ impl Speaker {
         Self { role, tool_name, tool_call_id }
     }
 
-    fn says(&self, content: String, images: Vec<String>, repeated: &mut usize) -> Result<Message, Error> {
-        let Self { role, tool_name, tool_call_id } = self;
-        *repeated += role.len() + tool_name.len() + tool_call_id.len();
-        if *repeated > REPEATED_MAX {
-            return Err(Error::request("too many messages"));
-        }
-        Ok(Message {
-            role: role.clone(),
-            content,
-            images,
-            tool_name: tool_name.clone(),
-            tool_call_id: tool_call_id.clone(),
+    /// Bytes that so many parts have beyond those of the request: the name mostly stands with the call alone.
+    fn repeated(&self, parts: usize) -> usize {
+        let own = self.role.len() + self.tool_call_id.len();
+        own.saturating_mul(parts.saturating_sub(1)).saturating_add(self.tool_name.len().saturating_mul(parts))
+    }
+
+    fn says(&self, part: Part) -> Message {
+        Message {
+            role: self.role.clone(),
+            content: part.text,
+            images: part.media.into_iter().collect(),
+            tool_name: self.tool_name.clone(),
+            tool_call_id: self.tool_call_id.clone(),
             ..Message::default()
-        })
+        }
     }
 }
 
@@ -153,41 +161,42 @@ impl Call {
     }
 }
 
-/// A text, or an image or a sound; the native API takes both under one name.
-fn read_part(part: Value) -> Result<(String, Vec<String>), Error> {
-    let invalid = || Error::request("invalid message format");
-    let Value::Object(mut part) = part else {
-        return Err(invalid());
-    };
-    match part.get("type").and_then(Value::as_str) {
-        Some("text") => match part.remove("text") {
-            Some(Value::String(text)) => Ok((text, Vec::new())),
+impl Part {
+    fn read(part: Value) -> Result<Self, Error> {
+        let invalid = || Error::request("invalid message format");
+        let Value::Object(mut part) = part else {
+            return Err(invalid());
+        };
+        match part.get("type").and_then(Value::as_str) {
+            Some("text") => match part.remove("text") {
+                Some(Value::String(text)) => Ok(Self { text, media: None }),
+                _ => Err(invalid()),
+            },
+            Some("image_url") => {
+                let url = match part.remove("image_url") {
+                    Some(Value::Object(mut image)) => image.remove("url"),
+                    other => other,
+                };
+                let Some(Value::String(url)) = url else {
+                    return Err(invalid());
+                };
+                Ok(Self { text: String::new(), media: Some(image(&url)?) })
+            }
+            Some("input_audio") => {
+                let Some(Value::Object(mut audio)) = part.remove("input_audio") else {
+                    return Err(Error::request("invalid input_audio format"));
+                };
+                let Some(Value::String(data)) = audio.remove("data") else {
+                    return Err(Error::request("invalid input_audio format: missing data"));
+                };
+                let data = base64::checked(data).map_err(|at| {
+                    let what = "invalid input_audio base64 data: illegal base64 data at input byte";
+                    Error::request(format!("{what} {at}"))
+                })?;
+                Ok(Self { text: String::new(), media: Some(data) })
+            }
             _ => Err(invalid()),
-        },
-        Some("image_url") => {
-            let url = match part.remove("image_url") {
-                Some(Value::Object(mut image)) => image.remove("url"),
-                other => other,
-            };
-            let Some(Value::String(url)) = url else {
-                return Err(invalid());
-            };
-            Ok((String::new(), vec![image(&url)?]))
         }
-        Some("input_audio") => {
-            let Some(Value::Object(mut audio)) = part.remove("input_audio") else {
-                return Err(Error::request("invalid input_audio format"));
-            };
-            let Some(Value::String(data)) = audio.remove("data") else {
-                return Err(Error::request("invalid input_audio format: missing data"));
-            };
-            let data = base64::checked(data).map_err(|at| {
-                let what = "invalid input_audio base64 data: illegal base64 data at input byte";
-                Error::request(format!("{what} {at}"))
-            })?;
-            Ok((String::new(), vec![data]))
-        }
-        _ => Err(invalid()),
     }
 }
 

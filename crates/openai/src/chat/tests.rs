@@ -149,7 +149,7 @@ fn effort_becomes_thinking() {
 
 #[test]
 fn parts_become_messages_and_images_their_base64() {
-    let given = json!([{ "role": "USER", "name": "Ann", "content": [
+    let given = json!([{ "role": "USER", "name": "Ann", "reasoning": "hm", "content": [
         { "type": "text", "text": "what is this?" },
         { "type": "image_url", "image_url": { "url": "data:image/png;base64,Zm9v", "detail": "low" } },
         { "type": "image_url", "image_url": "data:;base64,Zm8=" },
@@ -159,7 +159,7 @@ fn parts_become_messages_and_images_their_base64() {
         { "role": "user", "content": "what is this?" },
         { "role": "user", "content": "", "images": ["Zm9v"] },
         { "role": "user", "content": "", "images": ["Zm8="] },
-        { "role": "user", "content": "", "images": ["Zg=="] },
+        { "role": "user", "content": "", "thinking": "hm", "images": ["Zg=="] },
     ]);
     assert_eq!(messages(given), expected);
 }
@@ -266,6 +266,11 @@ fn a_small_request_does_not_become_a_huge_one() {
     let long_role = "r".repeat(10_000);
     assert_eq!(refused_messages(json!([{ "role": long_role, "content": parts }])), "too many messages");
     assert_eq!(messages(json!([{ "role": "user", "content": parts }])).as_array().unwrap().len(), 1000);
+
+    // What came with the request may be as long as it likes.
+    let answers: Vec<_> =
+        (0..1000).map(|id| json!({ "role": "tool", "tool_call_id": format!("{id:010000}"), "content": "" })).collect();
+    assert_eq!(messages(json!(answers)).as_array().unwrap().len(), 1000);
 
     let call = json!({ "id": "1", "function": { "name": "f".repeat(10_000), "arguments": "{}" } });
     let mut conversation = vec![json!({ "role": "assistant", "tool_calls": [call] })];
