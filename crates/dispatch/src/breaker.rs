@@ -13,8 +13,10 @@ const REMEMBERED: u32 = 20;
 const FIRST_REST: Duration = Duration::from_secs(5);
 /// The rest doubles so often: then five minutes.
 const DOUBLINGS_MAX: u32 = 6;
-/// Of a model's nodes, at most three of ten are barred: beyond that it is not they who are ill.
+/// Of many nodes at most three of ten are barred: beyond that it is not they who are ill.
 const BARRED_TENTHS_MAX: usize = 3;
+/// Of so few, three of ten would be one or none, and requests would keep running into the dead: all but one may be barred.
+const FEW: usize = 6;
 /// Pairs of node and model with a failure not yet forgotten. Further ones are not barred: they are tried.
 const PAIRS_MAX: usize = 4096;
 
@@ -92,7 +94,7 @@ impl Breakers {
         let ill = pair.in_a_row >= IN_A_ROW
             || pair.seen >= REMEMBERED && pair.outcomes.count_ones() * 2 >= REMEMBERED
             || pair.barred.is_some();
-        if ill && (barred + 1) * 10 <= hosts * BARRED_TENTHS_MAX {
+        if ill && barred < barred_max(hosts) {
             pair.barred = Some(Barred::Until(now + rest(pair.rests)));
             pair.rests = (pair.rests + 1).min(DOUBLINGS_MAX);
         }
@@ -109,6 +111,10 @@ impl Pair {
         self.outcomes = (self.outcomes << 1 | u32::from(failed)) & ((1 << REMEMBERED) - 1);
         self.seen = (self.seen + 1).min(REMEMBERED);
     }
+}
+
+fn barred_max(hosts: usize) -> usize {
+    if hosts <= FEW { hosts.saturating_sub(1) } else { hosts * BARRED_TENTHS_MAX / 10 }
 }
 
 fn rest(rests: u32) -> Duration {
@@ -179,6 +185,20 @@ mod tests {
         let mut breakers = Breakers::default();
         (0..10).for_each(|id| fail(&mut breakers, id, 5, Failure::Transport, 0));
         assert_eq!((0..10).filter(|id| !breakers.admits(MODEL, node(*id), at(1))).count(), 3);
+    }
+
+    #[test]
+    fn of_few_all_but_the_last_are_barred() {
+        for hosts in 1..=6_u8 {
+            let mut breakers = Breakers::default();
+            for id in 0..hosts {
+                for _ in 0..5 {
+                    breakers.failed(MODEL, node(id), Failure::Transport, hosts.into(), at(0));
+                }
+            }
+            let admitted: Vec<u8> = (0..hosts).filter(|id| breakers.admits(MODEL, node(*id), at(1))).collect();
+            assert_eq!(admitted, [hosts - 1]);
+        }
     }
 
     #[test]
