@@ -5,13 +5,15 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use ollama::seen;
+use scheduler::{Class, Estimate, ModelKey, Moment, Place, Promise, Seconds, Tenant, Work, hold};
+use serde::{Deserialize, Serialize};
 
-use crate::queue::{Entry, Merit, Place, Queue, Tokens};
+use crate::Ticket;
+use crate::queue::{Entered, Entry, Merit, Queue, Tokens};
 use crate::rates::{Cost, Machine, Rates, Sample, Seed};
 use crate::shadow::Shadow;
 use crate::slots::{SLOTS_MAX, Slots};
 use crate::state::{Health, Missed, State};
-use crate::{Class, Link, Model, Moment, Tenant, Ticket};
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -33,43 +35,41 @@ impl Default for Config {
 /// A request, as far as a decision about it needs to know it.
 #[derive(Debug, Clone)]
 pub struct Ask {
-    pub model: Model,
-    pub class: Class,
-    pub tenant: Tenant,
+    pub work: Work,
+    /// Its tenant's share as against others in its class; one unless an operator says otherwise.
     pub weight: f32,
-    pub prompt: Vec<Link>,
-    pub prompt_tokens: u32,
-    /// As many as will probably be written.
-    pub output_tokens: u32,
-    /// From now on; started later it is of no use.
-    pub start_within: Option<Duration>,
-    /// It is refused where it would wait longer than this: the caller knows other places.
+    /// It is refused where it would wait or load longer than this: the caller knows other places.
     pub wait_max: Option<Duration>,
 }
 
-/// What a request would meet here, in seconds.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Promise {
-    /// Until a slot is free.
-    pub wait: f64,
-    /// Until the model is loaded, alongside the wait.
-    pub load: f64,
-    pub cached_tokens: u32,
-    /// Reading what is not cached.
-    pub read: f64,
-    pub write: f64,
-    /// How far off all of it may be.
-    pub spread: f64,
+/// Of the backend and each model it has, as others may hear of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Facts {
+    pub state: State,
+    /// As the backend gives it; `None` until it was asked.
+    pub version: Option<String>,
+    pub models: Vec<ModelFacts>,
 }
 
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelFacts {
+    pub key: ModelKey,
+    /// All names it is listed under, tags included.
+    pub names: Vec<String>,
+    /// Bytes of weights.
+    pub size: u64,
+    /// `wait` is that of somebody unknown who comes now.
+    pub facts: scheduler::Facts,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, thiserror::Error)]
 pub enum Refusal {
     #[error("the model is not here")]
     NoModel,
-    #[error("the wait would be {:.1} s, longer than was asked for", .0.wait)]
+    #[error("the wait would be {}, longer than was asked for", .0.estimate.wait.max(.0.estimate.load))]
     Nack(Promise),
-    #[error("too many wait here, for {wait:.1} s")]
-    Full { wait: f64 },
+    #[error("too many wait here, for {wait}")]
+    Full { wait: Seconds },
     #[error("it could not start in time")]
     Late,
     #[error("the backend is draining")]
@@ -126,20 +126,22 @@ pub enum Ending {
 #[derive(Debug)]
 pub struct Desk {
     config: Config,
-    shelves: BTreeMap<Model, Shelf>,
+    shelves: BTreeMap<ModelKey, Shelf>,
     /// As the backend lists them; several may be one model.
-    names: BTreeMap<String, Model>,
+    names: BTreeMap<String, ModelKey>,
     queue: Queue,
     /// Waiting and inside; bounded by the queue and the slots.
     jobs: BTreeMap<Ticket, Job>,
     next_ticket: Ticket,
     health: Health,
+    version: Option<String>,
     /// Whoever was promised something may come within moments.
     reserved: VecDeque<Reservation>,
 }
 
 #[derive(Debug)]
 struct Shelf {
+    size: u64,
     slots: Slots,
     rates: Rates,
     shadow: Shadow,
@@ -161,7 +163,7 @@ enum Resident {
 
 #[derive(Debug)]
 struct Job {
-    ask: Ask,
+    work: Work,
     arrived: Moment,
     asked_context: Option<u64>,
     begun: Option<Begun>,
@@ -181,14 +183,12 @@ struct Begun {
 #[derive(Debug)]
 struct Reservation {
     until: Moment,
-    model: Model,
+    model: ModelKey,
     seconds: f64,
 }
 
 /// A promise made and not yet taken; beyond it the oldest is forgotten.
 const RESERVED_MAX: usize = 64;
-/// On top of two round trips.
-const RESERVED_FOR: Duration = Duration::from_millis(10);
 /// Of a model nobody has measured nothing can be said: Ollama itself gives a load five minutes.
 const SILENCE_UNMEASURED: Duration = Duration::from_secs(330);
 const SILENCE_MIN: Duration = Duration::from_secs(10);
@@ -204,20 +204,39 @@ impl Shelf {
         !self.is_resident() && !self.slots.running().is_empty()
     }
 
+    /// It is loaded with a window that holds this.
+    fn fits(&self, work: &Work) -> bool {
+        match self.resident {
+            _ if self.is_remote => true,
+            Resident::Yes(Some(window)) => work.context.is_none_or(|needed| needed <= window),
+            // Its next look tells; a load that was just made was made for what is asked here.
+            Resident::Yes(None) => true,
+            Resident::No => false,
+        }
+    }
+
+    fn window(&self) -> Option<u32> {
+        match self.resident {
+            _ if self.is_remote => Some(u32::MAX),
+            Resident::Yes(window) => Some(window.unwrap_or(0)),
+            Resident::No => None,
+        }
+    }
+
     fn batch(&self) -> u16 {
         u16::try_from(self.slots.running().len()).unwrap_or(u16::MAX)
     }
 
-    fn cost(&self, ask: &Ask) -> (u32, Cost, Cost) {
-        let cached = self.shadow.cached(&ask.prompt).min(ask.prompt_tokens.saturating_sub(1));
-        let read = self.rates.prefill(ask.prompt_tokens - cached, ask.prompt_tokens);
-        (cached, read, self.rates.decode(ask.output_tokens, self.batch() + 1))
+    fn cost(&self, work: &Work) -> (u32, Cost, Cost) {
+        let cached = self.shadow.cached(&work.chain).min(work.prompt.saturating_sub(1));
+        let read = self.rates.prefill(work.prompt - cached, work.prompt);
+        (cached, read, self.rates.decode(work.output, self.batch() + 1))
     }
 }
 
 impl Begun {
     fn left(&self, now: Moment) -> f64 {
-        (self.expected.seconds - now.saturating_sub(self.at).as_secs_f64()).max(0.0)
+        (self.expected.seconds - now.since(self.at).as_secs_f64()).max(0.0)
     }
 }
 
@@ -232,6 +251,7 @@ impl Desk {
             jobs: BTreeMap::new(),
             next_ticket: 0,
             health: Health::default(),
+            version: None,
             reserved: VecDeque::new(),
         }
     }
@@ -248,21 +268,43 @@ impl Desk {
         self.jobs.values().filter(|job| job.begun.is_some()).count()
     }
 
-    pub fn slots(&self, model: &Model) -> Option<u16> {
-        self.shelves.get(model).map(|shelf| shelf.slots.known())
+    pub fn slots(&self, model: ModelKey) -> Option<u16> {
+        self.shelves.get(&model).map(|shelf| shelf.slots.known())
     }
 
     /// Of each slot, where the model is loaded and the backend has said it.
-    pub fn loaded_context(&self, model: &Model) -> Option<u32> {
-        match self.shelves.get(model)?.resident {
+    pub fn loaded_context(&self, model: ModelKey) -> Option<u32> {
+        match self.shelves.get(&model)?.resident {
             Resident::Yes(context) => context,
             Resident::No => None,
         }
     }
 
     /// By its full name, tag included.
-    pub fn model(&self, name: &str) -> Option<&Model> {
-        self.names.get(name)
+    pub fn model(&self, name: &str) -> Option<ModelKey> {
+        self.names.get(name).copied()
+    }
+
+    pub fn facts(&self, now: Moment) -> Facts {
+        let models = self.shelves.iter().map(|(key, shelf)| {
+            let names = self.names.iter().filter(|(_, named)| *named == key).map(|(name, _)| name.clone()).collect();
+            let facts = scheduler::Facts {
+                resident: shelf.window(),
+                slots: shelf.slots.known(),
+                free_slots: self.free_slots(now, *key, shelf),
+                wait: span(self.wait(now, *key, Class::default(), Tenant::ANONYMOUS, shelf)),
+                load: span(shelf.rates.load().seconds),
+                prefill_rate: shelf.rates.prefill_rate(0) as f32,
+                step: shelf.rates.step(1).into(),
+            };
+            ModelFacts { key: *key, names, size: shelf.size, facts }
+        });
+        Facts { state: self.state(), version: self.version.clone(), models: models.collect() }
+    }
+
+    /// What it says it is.
+    pub fn identified(&mut self, version: &str) {
+        self.version = Some(version.to_owned());
     }
 
     pub fn is_loading(&self) -> bool {
@@ -270,41 +312,51 @@ impl Desk {
     }
 
     /// What a request would meet now. Reads memory only.
-    pub fn promise(&self, now: Moment, ask: &Ask) -> Result<Promise, Refusal> {
-        let shelf = self.shelves.get(&ask.model).ok_or(Refusal::NoModel)?;
+    pub fn promise(&self, now: Moment, work: &Work) -> Result<Promise, Refusal> {
+        let shelf = self.shelves.get(&work.model).ok_or(Refusal::NoModel)?;
         match self.health.state() {
             State::Draining => return Err(Refusal::Draining),
             State::Down(why) => return Err(Refusal::Down(why)),
             State::Up | State::Suspect => {}
         }
-        let (cached_tokens, read, write) = shelf.cost(ask);
-        let load = self.load(now, ask, shelf);
-        Ok(Promise {
-            wait: self.wait(now, ask, shelf),
-            load: load.seconds,
-            cached_tokens,
-            read: read.seconds + self.reading(now, shelf),
-            write: write.seconds,
-            spread: read.spread + write.spread + load.spread,
-        })
+        let (cached, read, write) = shelf.cost(work);
+        let load = self.load(now, work, shelf);
+        let place = Place {
+            wait: span(self.wait(now, work.model, work.class, work.tenant, shelf)),
+            load: span(load.seconds),
+            cached,
+            prefill_before: span(self.reading(now, shelf)),
+            prefill_rate: shelf.rates.prefill_rate(work.prompt) as f32,
+            step: shelf.rates.step(shelf.batch() + 1).into(),
+            deviation: span(read.spread + write.spread + load.spread),
+        };
+        Ok(Promise { estimate: Estimate::of(work, &place), free_slots: self.free_slots(now, work.model, shelf) })
+    }
+
+    fn reserved(&self, now: Moment, model: ModelKey) -> impl Iterator<Item = &Reservation> {
+        self.reserved.iter().filter(move |reservation| reservation.until >= now && reservation.model == model)
+    }
+
+    fn free_slots(&self, now: Moment, model: ModelKey, shelf: &Shelf) -> u16 {
+        let reserved = u16::try_from(self.reserved(now, model).count()).unwrap_or(u16::MAX);
+        shelf.slots.free().saturating_sub(reserved)
     }
 
     /// As [`Desk::promise`], and counts it as taken until it must have been.
-    pub fn probe(&mut self, now: Moment, ask: &Ask, round_trip: Duration) -> Result<Promise, Refusal> {
-        let promise = self.promise(now, ask)?;
+    pub fn probe(&mut self, now: Moment, work: &Work, rtt: Seconds) -> Result<Promise, Refusal> {
+        let promise = self.promise(now, work)?;
         self.reserved.retain(|reservation| reservation.until >= now);
         if self.reserved.len() == RESERVED_MAX {
             self.reserved.pop_front();
         }
-        let until = now + round_trip * 2 + RESERVED_FOR;
-        let seconds = promise.read + promise.write;
-        self.reserved.push_back(Reservation { until, model: ask.model.clone(), seconds });
+        let seconds = f64::from((promise.estimate.prefill + promise.estimate.decode).get());
+        self.reserved.push_back(Reservation { until: now + hold(rtt), model: work.model, seconds });
         Ok(promise)
     }
 
     /// Until a slot is free: what is inside, what goes before it, and what was promised, each put on the slot that is
     /// free first.
-    fn wait(&self, now: Moment, ask: &Ask, shelf: &Shelf) -> f64 {
+    fn wait(&self, now: Moment, model: ModelKey, class: Class, tenant: Tenant, shelf: &Shelf) -> f64 {
         let mut free = [0.0_f64; SLOTS_MAX as usize];
         let count = usize::from(shelf.slots.known()).min(free.len());
         let free = &mut free[..count];
@@ -316,31 +368,30 @@ impl Desk {
         let inside = shelf.slots.running().iter().filter_map(|ticket| self.jobs.get(ticket)?.begun.as_ref());
         // One that overstays its estimate is not gone: a slot is free when it is.
         inside.for_each(|begun| put(begun.left(now).max(0.05)));
-        self.queue.ahead_of(ask.class, &ask.tenant, |entry| {
-            if let Some(job) = self.jobs.get(&entry.ticket).filter(|job| job.ask.model == ask.model) {
-                let read = shelf.rates.prefill(entry.work.read, job.ask.prompt_tokens);
+        self.queue.ahead_of(class, &tenant, |entry| {
+            if let Some(job) = self.jobs.get(&entry.ticket).filter(|job| job.work.model == model) {
+                let read = shelf.rates.prefill(entry.work.read, job.work.prompt);
                 put(read.seconds + shelf.rates.decode(entry.work.written, shelf.slots.known()).seconds);
             }
         });
-        let promised = self.reserved.iter().filter(|reservation| reservation.until >= now);
-        promised.filter(|reservation| reservation.model == ask.model).for_each(|reservation| put(reservation.seconds));
+        self.reserved(now, model).for_each(|reservation| put(reservation.seconds));
         free.iter().copied().min_by(f64::total_cmp).unwrap_or(0.0)
     }
 
     /// Loads happen one after the other: the rest of the one under way, those that wait, and its own.
-    fn load(&self, now: Moment, ask: &Ask, shelf: &Shelf) -> Cost {
-        if shelf.is_resident() {
+    fn load(&self, now: Moment, work: &Work, shelf: &Shelf) -> Cost {
+        if shelf.fits(work) {
             return Cost { seconds: 0.0, spread: 0.0 };
         }
         let own = shelf.rates.load();
         let mut seconds = own.seconds;
         let mut cold = BTreeSet::new();
         for job in self.jobs.values() {
-            let Some(other) = self.shelves.get(&job.ask.model).filter(|shelf| !shelf.is_resident()) else { continue };
-            let since = job.begun.as_ref().map_or(0.0, |begun| now.saturating_sub(begun.at).as_secs_f64());
-            if job.ask.model == ask.model {
+            let Some(other) = self.shelves.get(&job.work.model).filter(|shelf| !shelf.is_resident()) else { continue };
+            let since = job.begun.as_ref().map_or(0.0, |begun| now.since(begun.at).as_secs_f64());
+            if job.work.model == work.model {
                 seconds = seconds.min((own.seconds - since).max(0.0));
-            } else if cold.insert(&job.ask.model) {
+            } else if cold.insert(job.work.model) {
                 seconds += (other.rates.load().seconds - since).max(0.0);
             }
         }
@@ -352,8 +403,8 @@ impl Desk {
         let silent = |ticket: &Ticket| {
             let job = self.jobs.get(ticket)?;
             let begun = job.begun.as_ref().filter(|begun| !begun.has_spoken && !begun.was_cold)?;
-            let all = shelf.rates.prefill(job.ask.prompt_tokens.saturating_sub(begun.cached), job.ask.prompt_tokens);
-            Some((all.seconds - now.saturating_sub(begun.at).as_secs_f64()).max(0.0))
+            let all = shelf.rates.prefill(job.work.prompt.saturating_sub(begun.cached), job.work.prompt);
+            Some((all.seconds - now.since(begun.at).as_secs_f64()).max(0.0))
         };
         shelf.slots.running().iter().filter_map(silent).sum()
     }
@@ -366,28 +417,30 @@ impl Desk {
         asked_context: Option<u64>,
     ) -> Result<(Ticket, Vec<Action>), Refusal> {
         // Whoever was promised a place has come: its own reservation must not stand in its way.
-        if let Some(at) = self.reserved.iter().position(|reservation| reservation.model == ask.model) {
+        let Ask { work, weight, wait_max } = ask;
+        if let Some(at) = self.reserved.iter().position(|reservation| reservation.model == work.model) {
             self.reserved.remove(at);
         }
-        let promise = self.promise(now, &ask)?;
-        if ask.wait_max.is_some_and(|max| promise.wait > max.as_secs_f64()) {
+        let promise = self.promise(now, &work)?;
+        let estimate = promise.estimate;
+        if wait_max.is_some_and(|max| estimate.wait.max(estimate.load) > max.into()) {
             return Err(Refusal::Nack(promise));
         }
         let ticket = self.next_ticket;
-        let work = Tokens { read: ask.prompt_tokens - promise.cached_tokens, written: ask.output_tokens };
-        let (class, tenant, weight) = (ask.class, ask.tenant, ask.weight);
-        let start_by = ask.start_within.map(|within| now + within);
-        let place = self.queue.enter(Entry { ticket, class, tenant, weight, work, arrived: now, start_by });
-        let mut actions = match place {
-            Place::Waits => Vec::new(),
-            Place::Displaces(ticket) => {
+        let takes = Tokens { read: work.prompt - estimate.cached, written: work.output };
+        let (class, tenant) = (work.class, work.tenant);
+        let start_by = work.deadline.map(|deadline| now + deadline);
+        let entered = self.queue.enter(Entry { ticket, class, tenant, weight, work: takes, arrived: now, start_by });
+        let mut actions = match entered {
+            Entered::Waits => Vec::new(),
+            Entered::Displaces(ticket) => {
                 self.jobs.remove(&ticket);
-                vec![Action::Refuse { ticket, why: Refusal::Full { wait: promise.wait } }]
+                vec![Action::Refuse { ticket, why: Refusal::Full { wait: estimate.wait } }]
             }
-            Place::Full => return Err(Refusal::Full { wait: promise.wait }),
+            Entered::Full => return Err(Refusal::Full { wait: estimate.wait }),
         };
         self.next_ticket += 1;
-        self.jobs.insert(ticket, Job { ask, arrived: now, asked_context, begun: None });
+        self.jobs.insert(ticket, Job { work, arrived: now, asked_context, begun: None });
         actions.extend(self.settle(now));
         Ok((ticket, actions))
     }
@@ -397,11 +450,11 @@ impl Desk {
         self.health.answered();
         if let Some(job) = self.jobs.get_mut(&ticket)
             && let Some(begun) = &mut job.begun
-            && let Some(shelf) = self.shelves.get_mut(&job.ask.model)
+            && let Some(shelf) = self.shelves.get_mut(&job.work.model)
         {
             begun.has_spoken = true;
             shelf.slots.spoke(now, ticket);
-            shelf.shadow.remember(now, &job.ask.prompt);
+            shelf.shadow.remember(now, &job.work.chain);
             if !shelf.is_resident() {
                 shelf.resident = Resident::Yes(None);
             }
@@ -421,7 +474,7 @@ impl Desk {
             self.queue.leave(ticket);
             return self.settle(now);
         };
-        let Some(shelf) = self.shelves.get_mut(&job.ask.model) else { return self.settle(now) };
+        let Some(shelf) = self.shelves.get_mut(&job.work.model) else { return self.settle(now) };
         let (took, worked_until) = match ending {
             Ending::Done(last) => {
                 let sample = Sample {
@@ -436,14 +489,14 @@ impl Desk {
                 };
                 let cached = shelf.rates.learn(&sample);
                 if begun.cached > 0 && cached == 0 && shelf.rates.are_measured() {
-                    shelf.shadow.missed(&job.ask.prompt);
+                    shelf.shadow.missed(&job.work.chain);
                 }
-                shelf.shadow.remember(now, &job.ask.prompt);
+                shelf.shadow.remember(now, &job.work.chain);
                 let read = last.prompt_eval_count.saturating_sub(cached);
                 (Tokens { read, written: last.eval_count }, Some(begun.at + last.total_duration))
             }
             Ending::Cut { written } => {
-                let read = if begun.has_spoken { job.ask.prompt_tokens.saturating_sub(begun.cached) } else { 0 };
+                let read = if begun.has_spoken { job.work.prompt.saturating_sub(begun.cached) } else { 0 };
                 (Tokens { read, written: *written }, None)
             }
         };
@@ -504,12 +557,13 @@ impl Desk {
 
     /// What the backend has. What is gone is forgotten once nobody uses it.
     pub fn listed(&mut self, tags: &[seen::Listed]) {
-        let listed: BTreeSet<Model> = tags.iter().map(|listed| Model(listed.digest.as_str().into())).collect();
-        let used: BTreeSet<Model> = self.jobs.values().map(|job| job.ask.model.clone()).collect();
-        self.names = tags.iter().map(|tag| (tag.name.clone(), Model(tag.digest.as_str().into()))).collect();
+        let tags: Vec<(ModelKey, &seen::Listed)> =
+            tags.iter().filter_map(|tag| Some((key_of(&tag.digest)?, tag))).collect();
+        let listed: BTreeSet<ModelKey> = tags.iter().map(|(key, _)| *key).collect();
+        let used: BTreeSet<ModelKey> = self.jobs.values().map(|job| job.work.model).collect();
+        self.names = tags.iter().map(|(key, tag)| (tag.name.clone(), *key)).collect();
         self.shelves.retain(|model, _| listed.contains(model) || used.contains(model));
-        for listed in tags {
-            let model = Model(listed.digest.as_str().into());
+        for (model, listed) in tags {
             if self.shelves.contains_key(&model) {
                 continue;
             }
@@ -522,8 +576,16 @@ impl Desk {
             };
             let rates = Rates::seeded(Seed { machine: self.config.machine, size: listed.size });
             let shadow = Shadow::new(self.config.cached_tokens_max);
-            let shelf =
-                Shelf { slots, rates, shadow, resident: Resident::No, automatic: None, loaded_for: None, is_remote };
+            let shelf = Shelf {
+                size: listed.size,
+                slots,
+                rates,
+                shadow,
+                resident: Resident::No,
+                automatic: None,
+                loaded_for: None,
+                is_remote,
+            };
             self.shelves.insert(model, shelf);
         }
     }
@@ -532,7 +594,8 @@ impl Desk {
     /// as it was until its first bytes.
     pub fn loaded(&mut self, now: Moment, loaded: &[seen::Loaded]) -> Vec<Action> {
         for (model, shelf) in &mut self.shelves {
-            let context = loaded.iter().find(|loaded| *loaded.digest == *model.0).map(|loaded| loaded.context_length);
+            let of_model = |loaded: &&seen::Loaded| key_of(&loaded.digest) == Some(*model);
+            let context = loaded.iter().find(of_model).map(|loaded| loaded.context_length);
             match context {
                 None if shelf.is_loading() => {}
                 None => {
@@ -565,18 +628,18 @@ impl Desk {
         }
         while self.health.takes_requests() {
             let Self { queue, jobs, shelves, .. } = self;
-            let loading = shelves.iter().find(|(_, shelf)| shelf.is_loading()).map(|(model, _)| model.clone());
+            let loading = shelves.iter().find(|(_, shelf)| shelf.is_loading()).map(|(model, _)| *model);
             let merit = |entry: &Entry| {
                 let job = jobs.get(&entry.ticket)?;
-                let shelf = shelves.get(&job.ask.model).filter(|shelf| shelf.slots.has_room(now))?;
+                let shelf = shelves.get(&job.work.model).filter(|shelf| shelf.slots.has_room(now))?;
                 let is_resident = shelf.is_resident();
                 // Loads are made one after the other by the backend anyway, and there nobody can pass.
-                if !is_resident && loading.as_ref().is_some_and(|loading| *loading != job.ask.model) {
+                if !is_resident && loading.as_ref().is_some_and(|loading| *loading != job.work.model) {
                     return None;
                 }
                 let patience = shelf.rates.load().seconds * PATIENCE_LOADS;
-                let is_overdue = now.saturating_sub(job.arrived).as_secs_f64() > patience;
-                Some(Merit { is_overdue, is_resident, cached: shelf.shadow.cached(&job.ask.prompt) })
+                let is_overdue = now.since(job.arrived).as_secs_f64() > patience;
+                Some(Merit { is_overdue, is_resident, cached: shelf.shadow.cached(&job.work.chain) })
             };
             let Some(entry) = queue.take(merit) else { break };
             actions.extend(self.begin(now, entry.ticket));
@@ -586,10 +649,10 @@ impl Desk {
 
     fn begin(&mut self, now: Moment, ticket: Ticket) -> Option<Action> {
         let job = self.jobs.get_mut(&ticket)?;
-        let shelf = self.shelves.get_mut(&job.ask.model)?;
-        let (cached, read, write) = shelf.cost(&job.ask);
-        let is_cold = !shelf.is_resident();
-        if is_cold {
+        let shelf = self.shelves.get_mut(&job.work.model)?;
+        let (cached, read, write) = shelf.cost(&job.work);
+        let is_cold = !shelf.fits(&job.work);
+        if !shelf.is_resident() {
             shelf.loaded_for.get_or_insert(job.asked_context);
         }
         let load = if is_cold { shelf.rates.load() } else { Cost { seconds: 0.0, spread: 0.0 } };
@@ -616,6 +679,22 @@ impl Desk {
         job.begun = Some(Begun { at: now, was_cold: is_cold, batch, cached, has_spoken: false, expected });
         Some(Action::Start { ticket, start })
     }
+}
+
+fn span(seconds: f64) -> Seconds {
+    Seconds::new(seconds as f32)
+}
+
+/// `None` for what is no SHA-256: such a model cannot be asked for here.
+fn key_of(digest: &str) -> Option<ModelKey> {
+    let digest = digest.strip_prefix("sha256:").unwrap_or(digest).as_bytes();
+    let digest: &[u8; 64] = digest.try_into().ok()?;
+    let mut bytes = [0; 32];
+    for (byte, pair) in bytes.iter_mut().zip(digest.chunks_exact(2)) {
+        let digit = |at: usize| char::from(pair[at]).to_digit(16);
+        *byte = (digit(0)? << 4 | digit(1)?) as u8;
+    }
+    Some(ModelKey::of_manifest(&bytes))
 }
 
 /// What Ollama never runs in parallel, whatever it is told.

@@ -9,16 +9,17 @@ use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use ollama::{Endpoint, seen};
+use scheduler::{ModelKey, Moment, Promise, Seconds, Work};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout};
 
 use crate::backend::{self, Backend, FindWay};
-use crate::desk::{Action, Ask, Config, Desk, Ending, Promise, Refusal, Start};
+use crate::desk::{Action, Ask, Config, Desk, Ending, Facts, Refusal, Start};
 use crate::error::Error;
 use crate::lines::Lines;
 use crate::state::State;
 use crate::task::Task;
-use crate::{Model, Moment, Ticket, pool};
+use crate::{Ticket, pool};
 
 #[derive(Debug, Clone)]
 pub struct Handle(pub(crate) Arc<Shared>);
@@ -115,9 +116,15 @@ impl Route {
 
 impl Handle {
     /// What a request would meet here; counted as taken for two round trips and a moment.
-    pub fn probe(&self, ask: &Ask, round_trip: Duration) -> Result<Promise, Refusal> {
+    pub fn probe(&self, work: &Work, rtt: Seconds) -> Result<Promise, Refusal> {
         let now = self.0.now();
-        self.0.lock().desk.probe(now, ask, round_trip)
+        self.0.lock().desk.probe(now, work, rtt)
+    }
+
+    /// What it would tell the mesh about itself.
+    pub fn facts(&self) -> Facts {
+        let now = self.0.now();
+        self.0.ask(|desk| desk.facts(now))
     }
 
     pub fn state(&self) -> State {
@@ -134,18 +141,18 @@ impl Handle {
     }
 
     /// How many it runs at once, as far as is known; `None` where the backend has no such model.
-    pub fn slots(&self, model: &Model) -> Option<u16> {
+    pub fn slots(&self, model: ModelKey) -> Option<u16> {
         self.0.lock().desk.slots(model)
     }
 
     /// The context of each slot, where the model is loaded and the backend has said it.
-    pub fn loaded_context(&self, model: &Model) -> Option<u32> {
+    pub fn loaded_context(&self, model: ModelKey) -> Option<u32> {
         self.0.ask(|desk| desk.loaded_context(model))
     }
 
     /// What the backend lists under this full name, as in `llama3:latest`.
-    pub fn model(&self, name: &str) -> Option<Model> {
-        self.0.ask(|desk| desk.model(name).cloned())
+    pub fn model(&self, name: &str) -> Option<ModelKey> {
+        self.0.ask(|desk| desk.model(name))
     }
 
     /// Takes nothing new, or takes again; what is inside goes on.
@@ -287,7 +294,7 @@ impl Answer {
 
 impl Shared {
     pub(crate) fn now(&self) -> Moment {
-        self.start.elapsed()
+        Moment::since_start(self.start.elapsed())
     }
 
     fn lock(&self) -> MutexGuard<'_, Inside> {
@@ -308,7 +315,7 @@ impl Shared {
 
     fn enter(self: &Arc<Self>, ask: Ask, asked_context: Option<u64>) -> Result<Seat, Error> {
         let now = self.now();
-        let has_limit = ask.start_within.is_some();
+        let has_limit = ask.work.deadline.is_some();
         let (fate_sender, fate) = oneshot::channel();
         let (lost_sender, lost) = oneshot::channel();
         let mut inside = self.lock();

@@ -16,12 +16,11 @@ pub mod shadow;
 pub mod slots;
 pub mod state;
 mod task;
-mod words;
 
 pub use backend::{FindWay, Way};
-pub use desk::{Ask, Config, Promise, Refusal};
+pub use desk::{Ask, Config, Facts, ModelFacts, Refusal};
 pub use error::Error;
 pub use handle::{Answer, Handle, Request, Route, new};
 pub use pool::Error as SendError;
+pub use queue::Ticket;
 pub use task::Task;
-pub use words::{Class, Link, Model, Moment, Tenant, Ticket};

@@ -6,7 +6,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::{Class, Moment, Tenant, Ticket};
+use scheduler::{Class, Moment, Tenant};
+
+/// A request's number at this agent. Later ones are higher.
+pub type Ticket = u64;
 
 /// Of this many starts past waiting lower classes, one goes to them.
 const FLOOR_EVERY: u32 = 10;
@@ -18,7 +21,6 @@ const LOOK_MAX: usize = 16;
 const IDLE_MAX: usize = 1024;
 /// What is written costs so much more than what is read.
 const WRITTEN: f64 = 2.0;
-const CLASSES: [Class; 4] = [Class::Realtime, Class::Interactive, Class::Batch, Class::Background];
 
 #[derive(Debug, Clone)]
 pub struct Entry {
@@ -53,7 +55,7 @@ pub struct Merit {
 
 /// What became of one that wants to wait.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Entered {
     Waits,
     /// It waits in the place of this one, which is refused.
     Displaces(Ticket),
@@ -63,7 +65,7 @@ pub enum Place {
 #[derive(Debug)]
 pub struct Queue {
     waiting_max: usize,
-    lines: [Line; CLASSES.len()],
+    lines: [Line; Class::ALL.len()],
     /// Starts since a lower class had its turn.
     passed: u32,
     /// Of those that run; bounded by the slots.
@@ -144,16 +146,16 @@ impl Queue {
     }
 
     /// Where the queue is full, somebody of a lower class goes first, then the last of whoever waits with most.
-    pub fn enter(&mut self, entry: Entry) -> Place {
+    pub fn enter(&mut self, entry: Entry) -> Entered {
         let place = if self.waiting() < self.waiting_max {
-            Place::Waits
+            Entered::Waits
         } else {
             match self.displaced_by(&entry) {
                 Some(ticket) => {
                     self.leave(ticket);
-                    Place::Displaces(ticket)
+                    Entered::Displaces(ticket)
                 }
-                None => return Place::Full,
+                None => return Entered::Full,
             }
         };
         let line = &mut self.lines[rank(entry.class)];
@@ -215,7 +217,7 @@ impl Queue {
     /// Takes out who starts now; `merit` is `None` for what may not. Charged is what the entry will probably take, until
     /// [`Queue::finish`] knows better.
     pub fn take(&mut self, merit: impl Fn(&Entry) -> Option<Merit>) -> Option<Entry> {
-        let mut spots = (0..CLASSES.len()).filter_map(|class| self.best(class, &merit));
+        let mut spots = (0..Class::ALL.len()).filter_map(|class| self.best(class, &merit));
         let upper = spots.next()?;
         // Who has waited longest has it, so that the lowest is not starved by the second lowest.
         let lower = spots.min_by_key(|spot| self.entry(spot).map(|entry| entry.arrived));

@@ -131,6 +131,11 @@ impl Rates {
         self.step.times(f64::from(tokens) * self.crowd(batch))
     }
 
+    /// Prompt tokens a second in a context of so many.
+    pub fn prefill_rate(&self, context: u32) -> f64 {
+        1.0 / self.prefill_figure(context).mean
+    }
+
     pub fn step(&self, batch: u16) -> Duration {
         Duration::try_from_secs_f64(self.decode(1, batch).seconds).unwrap_or(Duration::MAX)
     }

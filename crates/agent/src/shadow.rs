@@ -7,7 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use crate::{Link, Moment};
+use scheduler::{BLOCK_BYTES, Chain, Moment};
 
 /// Prompts kept per model; older ones are forgotten.
 const PROMPTS_MAX: usize = 256;
@@ -19,20 +19,20 @@ pub struct Shadow {
     tokens_max: u32,
     /// The newest last.
     prompts: VecDeque<Prompt>,
-    /// How many prompts have a link, and the tokens up to it.
-    links: HashMap<u64, (u32, u32)>,
+    /// How many prompts have a link.
+    links: HashMap<u64, u32>,
     tokens: u64,
 }
 
 #[derive(Debug)]
 struct Prompt {
-    links: Vec<Link>,
+    chain: Chain,
     used: Moment,
 }
 
 impl Prompt {
     fn tokens(&self) -> u32 {
-        self.links.last().map_or(0, |link| link.tokens)
+        self.chain.links().len().checked_sub(1).map_or(0, |last| tokens(Chain::blocks_up_to(last)))
     }
 }
 
@@ -42,32 +42,33 @@ impl Shadow {
         Self { tokens_max, prompts: VecDeque::new(), links: HashMap::new(), tokens: 0 }
     }
 
-    /// Tokens of this prompt that need not be read.
-    pub fn cached(&self, prompt: &[Link]) -> u32 {
-        prompt.iter().rev().find_map(|link| self.links.get(&link.hash)).map_or(0, |(_, tokens)| *tokens)
+    /// Tokens of this prompt that need not be read, by the length of its text: they may be more than it has.
+    pub fn cached(&self, prompt: &Chain) -> u32 {
+        tokens(prompt.known_blocks(|link| self.links.contains_key(&link)))
     }
 
     /// The backend has read this prompt. A shorter beginning of it lives on in it and takes no room of its own.
-    pub fn remember(&mut self, now: Moment, prompt: &[Link]) {
-        let Some(last) = prompt.last() else { return };
-        let begins = |known: &Prompt| {
-            known.links.last().is_some_and(|end| end.tokens <= last.tokens && prompt.iter().any(|link| link == end))
-        };
+    pub fn remember(&mut self, now: Moment, prompt: &Chain) {
+        if prompt.links().is_empty() {
+            return;
+        }
+        let begins = |known: &Prompt| known.chain.links().last().is_some_and(|end| prompt.links().contains(end));
         while let Some(at) = self.prompts.iter().position(begins) {
             self.forget_at(at);
         }
-        for link in prompt {
-            self.links.entry(link.hash).or_insert((0, link.tokens)).0 += 1;
+        for link in prompt.links() {
+            *self.links.entry(*link).or_insert(0) += 1;
         }
-        self.tokens += u64::from(last.tokens);
-        self.prompts.push_back(Prompt { links: prompt.to_vec(), used: now });
+        let prompt = Prompt { chain: prompt.clone(), used: now };
+        self.tokens += u64::from(prompt.tokens());
+        self.prompts.push_back(prompt);
         self.age(now);
     }
 
     /// What was said to be cached was read anew: the backend dropped it.
-    pub fn missed(&mut self, prompt: &[Link]) {
-        let Some(known) = prompt.iter().rev().find(|link| self.links.contains_key(&link.hash)) else { return };
-        while let Some(at) = self.prompts.iter().position(|prompt| prompt.links.contains(known)) {
+    pub fn missed(&mut self, prompt: &Chain) {
+        let Some(known) = prompt.links().iter().rev().find(|link| self.links.contains_key(link)) else { return };
+        while let Some(at) = self.prompts.iter().position(|prompt| prompt.chain.links().contains(known)) {
             self.forget_at(at);
         }
     }
@@ -75,7 +76,7 @@ impl Shadow {
     /// Forgets what is too old or no longer fits.
     pub fn age(&mut self, now: Moment) {
         while let Some(oldest) = self.prompts.front() {
-            let is_old = now.saturating_sub(oldest.used) > KEEP;
+            let is_old = now.since(oldest.used) > KEEP;
             let is_too_much = self.prompts.len() > PROMPTS_MAX || self.tokens > u64::from(self.tokens_max);
             if !(is_old || is_too_much && self.prompts.len() > 1) {
                 break;
@@ -92,33 +93,37 @@ impl Shadow {
     fn forget_at(&mut self, at: usize) {
         let Some(prompt) = self.prompts.remove(at) else { return };
         self.tokens -= u64::from(prompt.tokens());
-        for link in &prompt.links {
-            if let Some((count, _)) = self.links.get_mut(&link.hash) {
+        for link in prompt.chain.links() {
+            if let Some(count) = self.links.get_mut(link) {
                 *count -= 1;
                 if *count == 0 {
-                    self.links.remove(&link.hash);
+                    self.links.remove(link);
                 }
             }
         }
     }
 }
 
+/// A chain does not say how many tokens its text has; what nobody counted has one in four bytes everywhere here.
+const fn tokens(blocks: u32) -> u32 {
+    blocks * (BLOCK_BYTES as u32 / 4)
+}
+
 #[cfg(test)]
 mod tests {
+    use scheduler::{ChainKey, ChainWriter, ModelKey};
+
     use super::*;
 
-    /// Each letter is a block of 256 tokens.
-    fn chain(text: &str) -> Vec<Link> {
-        let mut hash = 7_u64;
-        let link = |(at, byte): (usize, u8)| {
-            hash = hash.wrapping_mul(1_000_003).wrapping_add(u64::from(byte));
-            Link { hash, tokens: (at as u32 + 1) * 256 }
-        };
-        text.bytes().enumerate().map(link).collect()
+    /// Each letter is a block, of 256 tokens.
+    fn chain(text: &str) -> Chain {
+        let mut writer = ChainWriter::new(&ChainKey::derive(b"mesh"), ModelKey::from_bytes([1; 16]));
+        text.bytes().for_each(|byte| writer.push(&[byte; BLOCK_BYTES]));
+        writer.finish(None)
     }
 
     const fn at(seconds: u64) -> Moment {
-        Moment::from_secs(seconds)
+        Moment::since_start(Duration::from_secs(seconds))
     }
 
     #[test]
@@ -152,10 +157,11 @@ mod tests {
         shadow.age(at(3600));
         assert_eq!(shadow.cached(&chain("much")), 0);
         assert!(shadow.links.is_empty() && shadow.tokens == 0);
+        let mut shadow = Shadow::new(u32::MAX);
         for prompt in 0..1000_u32 {
-            shadow.remember(at(4000), &[Link { hash: u64::from(prompt), tokens: 0 }]);
+            shadow.remember(at(4000), &chain(&char::from_u32(0x4e00 + prompt).unwrap().to_string()));
         }
-        assert_eq!(shadow.links.len(), PROMPTS_MAX);
+        assert_eq!(shadow.prompts.len(), PROMPTS_MAX);
     }
 
     #[test]

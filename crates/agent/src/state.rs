@@ -6,8 +6,6 @@
 
 use std::time::Duration;
 
-use crate::Moment;
-
 /// What others are told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
@@ -121,7 +119,7 @@ impl Health {
     }
 
     /// How long to wait before the next look. Nobody is asked for less than a look's worth of news.
-    pub fn pause(&self, is_busy: bool) -> Moment {
+    pub fn pause(&self, is_busy: bool) -> Duration {
         match self.condition {
             Condition::Unknown => Duration::ZERO,
             Condition::Suspect { .. } => Duration::from_millis(100),

@@ -5,10 +5,11 @@
 use std::time::Duration;
 
 use agent::state::State;
-use agent::{Answer, Ask, Class, Config, Error, Handle, Refusal, Request, Route, Tenant, Way};
+use agent::{Answer, Ask, Config, Error, Handle, Refusal, Request, Route, Way};
 use bytes::Bytes;
 use fakes::{Fault, Model, Ollama};
 use ollama::seen;
+use scheduler::{Chain, Class, Seconds, Tenant, Work};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -53,17 +54,17 @@ impl Bench {
     }
 
     fn ask(&self) -> Ask {
-        Ask {
+        let work = Work {
             model: self.agent.model(NAME).unwrap(),
+            chain: Chain::default(),
+            prompt: 10,
+            output: 10,
+            context: None,
             class: Class::Interactive,
-            tenant: Tenant(1),
-            weight: 1.0,
-            prompt: Vec::new(),
-            prompt_tokens: 10,
-            output_tokens: 10,
-            start_within: None,
-            wait_max: None,
-        }
+            tenant: Tenant::ANONYMOUS,
+            deadline: None,
+        };
+        Ask { work, weight: 1.0, wait_max: None }
     }
 
     fn request(&self) -> Request {
@@ -99,7 +100,10 @@ async fn an_answer_comes_line_by_line_as_the_backend_wrote_it() {
     let last: seen::Last = serde_json::from_slice(lines.last().unwrap()).unwrap();
     assert_eq!((last.done, last.eval_count), (true, 20));
     assert_eq!(bench.agent.running(), 0);
-    assert!(bench.agent.probe(&bench.ask(), Duration::ZERO).unwrap().load == 0.0, "it is loaded now");
+    assert!(
+        bench.agent.probe(&bench.ask().work, Seconds::ZERO).unwrap().estimate.load == Seconds::ZERO,
+        "it is loaded now"
+    );
 }
 
 #[tokio::test]
@@ -114,6 +118,30 @@ async fn no_more_are_inside_than_there_are_slots_however_many_come() {
     let counts = bench.fake.counts();
     assert_eq!((counts.finished, counts.running_max), (1000, 4));
     assert!(counts.connections <= 16, "connections are kept: {counts:?}");
+}
+
+#[tokio::test]
+async fn slots_that_nobody_told_are_learned_as_far_as_streams_run_side_by_side() {
+    // Long as against their first tokens: a trial that meets the end of another stream says nothing.
+    let config = fakes::Config { slots: 3, ..model(400, 2000.0) };
+    let bench = bench(config, Config { slots: None, ..slots(1) }).await;
+    let known = bench.agent.model(NAME).unwrap();
+    assert_eq!(bench.agent.slots(known), Some(1));
+    let mut clients = JoinSet::new();
+    for _ in 0..6 {
+        let (agent, known) = (bench.agent.clone(), known);
+        let requests = std::iter::repeat_with(|| bench.request()).take(1000).collect::<Vec<_>>();
+        clients.spawn(async move {
+            for request in requests {
+                read(&mut agent.run(request).await.unwrap()).await.1.unwrap();
+                if agent.slots(known) >= Some(3) {
+                    break;
+                }
+            }
+        });
+    }
+    timeout(LIMIT, clients.join_all()).await.unwrap();
+    assert_eq!(bench.agent.slots(known), Some(3));
 }
 
 #[tokio::test]
@@ -159,8 +187,8 @@ async fn two_tenants_are_served_alike_though_one_of_them_asks_for_more() {
     let mut clients = JoinSet::new();
     for at in 0..120_u64 {
         let (agent, mut request, sender) = (bench.agent.clone(), bench.request(), sender.clone());
-        request.ask.tenant = Tenant(u64::from(at >= 100));
-        request.ask.prompt_tokens = 3000;
+        request.ask.work.tenant = Tenant::of_key(&[u8::from(at >= 100)]);
+        request.ask.work.prompt = 3000;
         clients.spawn(async move {
             let mut answer = agent.run(request).await.unwrap();
             sender.send(at >= 100).unwrap();
@@ -182,7 +210,7 @@ async fn who_waits_too_long_is_sent_away_and_who_will_not_wait_is_refused_at_onc
     let bench = bench(model(100_000, 1000.0), slots(1)).await;
     let _inside = bench.run().await.unwrap();
     let mut request = bench.request();
-    request.ask.start_within = Some(Duration::from_millis(50));
+    request.ask.work.deadline = Some(Duration::from_millis(50));
     let started = Instant::now();
     let late = bench.agent.run(request).await;
     assert!(matches!(late, Err(Error::Refused(Refusal::Late))), "{late:?}");
@@ -190,7 +218,10 @@ async fn who_waits_too_long_is_sent_away_and_who_will_not_wait_is_refused_at_onc
     let mut request = bench.request();
     request.ask.wait_max = Some(Duration::ZERO);
     let nack = bench.agent.run(request).await;
-    assert!(matches!(nack, Err(Error::Refused(Refusal::Nack(promise))) if promise.wait > 0.0), "{nack:?}");
+    assert!(
+        matches!(nack, Err(Error::Refused(Refusal::Nack(promise))) if promise.estimate.wait > Seconds::ZERO),
+        "{nack:?}"
+    );
     assert_eq!(bench.agent.waiting(), 0);
 }
 
@@ -232,7 +263,7 @@ async fn a_smaller_context_is_raised_to_the_loaded_one_and_nothing_is_loaded_ane
     };
     read(&mut bench.agent.run(with(4096)).await.unwrap()).await.1.unwrap();
     let known = bench.agent.model(NAME).unwrap();
-    bench.until(|agent| agent.loaded_context(&known) == Some(4096)).await;
+    bench.until(|agent| agent.loaded_context(known) == Some(4096)).await;
     let mut answer = bench.agent.run(with(2048)).await.unwrap();
     assert_eq!(answer.raised_context, Some(4096));
     read(&mut answer).await.1.unwrap();
