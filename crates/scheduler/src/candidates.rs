@@ -86,6 +86,15 @@ impl Candidates {
         self.len == 0
     }
 
+    /// It answered that it will not, or could not be asked.
+    pub fn remove(&mut self, node: NodeId) {
+        if let Some(at) = self.list.iter().position(|entry| entry.is_some_and(|known| known.node == node)) {
+            self.list[at..self.len].rotate_left(1);
+            self.len -= 1;
+            self.list[self.len] = None;
+        }
+    }
+
     fn add(&mut self, host: &Host, why: Why, stale: Estimate) {
         if self.len < CANDIDATES_MAX && self.iter().all(|known| known.node != host.node) {
             self.list[self.len] = Some(Candidate { node: host.node, why, rtt: host.rtt, ratio: host.ratio(), stale });
@@ -230,6 +239,19 @@ pub(crate) mod tests {
         assert_eq!(ask(&mut fleet, Asker::default(), 1, |_| true).len(), 8);
         let rest = ask(&mut fleet, Asker::default(), 1, |asked| asked != node(3));
         assert!(rest.len() == 7 && rest.iter().all(|candidate| candidate.node != node(3)));
+    }
+
+    #[test]
+    fn who_is_removed_is_no_candidate_and_the_others_stay() {
+        let mut chosen = ask(&mut fleet((0..3).map(|_| warm())), Asker::default(), 1, |_| true);
+        chosen.remove(node(0));
+        chosen.remove(node(0));
+        chosen.remove(node(9));
+        assert_eq!(chosen.len(), 2);
+        assert!(chosen.iter().map(|candidate| candidate.node).eq([node(1), node(2)]));
+        chosen.remove(node(2));
+        chosen.remove(node(1));
+        assert!(chosen.is_empty() && chosen.iter().next().is_none());
     }
 
     #[test]
