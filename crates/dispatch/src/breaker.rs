@@ -21,7 +21,7 @@ const FEW: usize = 6;
 const PAIRS_MAX: usize = 4096;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Failure {
+pub(crate) enum Failure {
     /// Nobody answered, or the connection broke.
     Transport,
     /// The node answered that it could not.
@@ -30,7 +30,7 @@ pub enum Failure {
 
 /// One gateway's, for all nodes and models.
 #[derive(Debug, Default)]
-pub struct Breakers {
+pub(crate) struct Breakers {
     pairs: HashMap<(ModelKey, NodeId), Pair>,
 }
 
@@ -53,7 +53,7 @@ enum Barred {
 
 impl Breakers {
     /// Whether a request may go there. What it says does not change until something happens or time passes.
-    pub fn admits(&self, model: ModelKey, node: NodeId, now: Moment) -> bool {
+    pub(crate) fn admits(&self, model: ModelKey, node: NodeId, now: Moment) -> bool {
         match self.pairs.get(&(model, node)).and_then(|pair| pair.barred) {
             None => true,
             Some(Barred::Until(end) | Barred::Trying(end)) => now >= end,
@@ -61,7 +61,7 @@ impl Breakers {
     }
 
     /// A request goes there. To a node that has rested it is the one that looks; others wait for its outcome.
-    pub fn sent(&mut self, model: ModelKey, node: NodeId, now: Moment) {
+    pub(crate) fn sent(&mut self, model: ModelKey, node: NodeId, now: Moment) {
         if let Some(pair) = self.pairs.get_mut(&(model, node))
             && pair.barred.is_some()
         {
@@ -69,7 +69,7 @@ impl Breakers {
         }
     }
 
-    pub fn succeeded(&mut self, model: ModelKey, node: NodeId) {
+    pub(crate) fn succeeded(&mut self, model: ModelKey, node: NodeId) {
         if let Some(pair) = self.pairs.get_mut(&(model, node)) {
             pair.note(false);
             pair.in_a_row = 0;
@@ -81,7 +81,7 @@ impl Breakers {
     }
 
     /// `hosts`: how many nodes hold the model.
-    pub fn failed(&mut self, model: ModelKey, node: NodeId, failure: Failure, hosts: usize, now: Moment) {
+    pub(crate) fn failed(&mut self, model: ModelKey, node: NodeId, failure: Failure, hosts: usize, now: Moment) {
         let others =
             |((of, other), pair): (&(ModelKey, NodeId), &Pair)| *of == model && *other != node && pair.barred.is_some();
         let barred = self.pairs.iter().filter(|entry| others(*entry)).count();
@@ -101,7 +101,7 @@ impl Breakers {
     }
 
     /// Of nodes that left the mesh nothing is kept.
-    pub fn forget(&mut self, node: NodeId) {
+    pub(crate) fn forget(&mut self, node: NodeId) {
         self.pairs.retain(|(_, known), _| *known != node);
     }
 }

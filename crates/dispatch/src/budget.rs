@@ -14,7 +14,7 @@ const SAVED_MAX: u32 = 100 * REQUESTS_PER_RETRY;
 
 /// One gateway's, for all its requests.
 #[derive(Debug, Clone)]
-pub struct Budget {
+pub(crate) struct Budget {
     saved: u32,
 }
 
@@ -26,12 +26,12 @@ impl Default for Budget {
 
 impl Budget {
     /// A request came in.
-    pub fn earn(&mut self) {
+    pub(crate) fn earn(&mut self) {
         self.saved = (self.saved + 1).min(SAVED_MAX);
     }
 
     /// Whether a request that was tried again `retries` times may be so once more; it is charged for it then.
-    pub fn spend(&mut self, retries: u32, now: Moment, deadline: Option<Moment>) -> bool {
+    pub(crate) fn spend(&mut self, retries: u32, now: Moment, deadline: Option<Moment>) -> bool {
         let late = deadline.is_some_and(|deadline| now >= deadline);
         if late || retries >= RETRIES_MAX || self.saved < REQUESTS_PER_RETRY {
             return false;

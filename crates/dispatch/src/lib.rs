@@ -1,10 +1,21 @@
-//! One request on its way: where it may be tried again, and where not any more.
+//! One request on its way: which node has it, where it may be tried again, and where not any more.
 //!
-//! So far the two judges that keep failures from multiplying, both without a clock of their own: how often a gateway may
-//! try again at all ([`Budget`]), and which nodes it leaves alone for a while ([`Breakers`]).
+//! A request's course is a value without IO (`state`), and so are those who judge for all requests of a gateway: how often
+//! it may try again at all (`budget`), which nodes it leaves alone for a while (`breaker`), which of them hang (`frozen`).
+//! [`Handle`] drives them; how nodes are reached and what is known of them is behind [`Agents`] and [`Hosts`]. What a
+//! request says is not known here.
 
 mod breaker;
 mod budget;
+mod error;
+mod frozen;
+mod handle;
+mod state;
+mod task;
+mod trace;
 
-pub use breaker::{Breakers, Failure};
-pub use budget::{Budget, RETRIES_MAX};
+pub use budget::RETRIES_MAX;
+pub use error::{Cause, Cut, Error, Failure, Refusal};
+pub use handle::{Agents, Answer, Config, Frames, Handle, Hosts, Request, new};
+pub use task::Task;
+pub use trace::{Phases, Step, Trace, What};

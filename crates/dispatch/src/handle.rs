@@ -1,0 +1,400 @@
+//! What others call, and what they bring along.
+//!
+//! A request is driven by whoever waits for it: there is no task for it that could be left over, and dropped at any time
+//! it is gone from its node too. Nothing is read ahead: a client that reads slowly slows its node down. State lies behind
+//! a lock that is held for microseconds and never across an await.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::stream::{FuturesUnordered, StreamExt};
+use scheduler::{Fleet, ModelKey, Moment, Promise, Work};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep_until};
+use types::{NodeId, RequestId};
+
+use crate::error::{Cut, Error, Failure};
+use crate::state::{Attempt, Desk, Effect, Event, Sight};
+use crate::task::Task;
+use crate::trace::Trace;
+
+/// Of an answer that reports a failure.
+const ERROR_BYTES_MAX: usize = 64 << 10;
+/// An agent gives its backend five and a half minutes at most between two pieces. If nothing came for longer, it is the
+/// connection that died, whatever the node answers on others.
+const SILENCE_MAX: Duration = Duration::from_secs(360);
+
+/// How the agents before all backends are reached, the own node's included. Whatever is dropped is cancelled over there.
+pub trait Agents: Send + Sync + 'static {
+    /// What is sent; opaque here.
+    type Request: Send + Sync;
+    type Answer: Frames;
+
+    /// What the work would meet there. The agent holds a place for `hold`, or none where that is nothing.
+    fn probe(&self, node: NodeId, work: &Work, hold: Duration)
+    -> impl Future<Output = Result<Promise, Failure>> + Send;
+
+    /// Whether the node answers at all, from memory. It is given up after a second.
+    fn look(&self, node: NodeId) -> impl Future<Output = bool> + Send;
+
+    /// Sends it and returns with the head of the answer. `max_wait`: the agent refuses where it would wait longer. The
+    /// connection has a time limit of the implementer's; the wait behind it has none, since queues may be long.
+    fn open(
+        &self,
+        node: NodeId,
+        request: &Self::Request,
+        work: &Work,
+        max_wait: Option<Duration>,
+    ) -> impl Future<Output = Result<Self::Answer, Failure>> + Send;
+}
+
+/// An answer under way.
+pub trait Frames: Send {
+    fn status(&self) -> u16;
+
+    /// The next piece. `None` only where the answer is whole: whatever breaks off is an error. It may be dropped while it
+    /// waits, and nothing is lost.
+    fn next(&mut self) -> impl Future<Output = Option<Result<Bytes, Failure>>> + Send;
+}
+
+/// What is known of the nodes without asking them.
+pub trait Hosts: Send + Sync + 'static {
+    /// Those that hold the model; an empty fleet where nobody does. Not called from within itself.
+    fn with<T>(&self, model: ModelKey, see: impl FnOnce(&mut Fleet) -> T) -> T;
+
+    /// Nobody has heard of the node lately.
+    fn is_missed(&self, node: NodeId) -> bool;
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Config {
+    /// The gateway's own node.
+    pub own: Option<NodeId>,
+    /// For the choices that are drawn.
+    pub seed: u64,
+}
+
+#[derive(Debug)]
+pub struct Request<R> {
+    pub id: RequestId,
+    pub work: Work,
+    /// The answer comes token by token, not in one piece when it is done.
+    pub streams: bool,
+    pub payload: R,
+}
+
+pub struct Handle<A, H>(Arc<Shared<A, H>>);
+
+pub(crate) struct Shared<A, H> {
+    pub(crate) agents: A,
+    pub(crate) hosts: H,
+    desk: Mutex<Desk>,
+    start: Instant,
+    /// Changes whenever a node is found frozen.
+    pub(crate) found_frozen: watch::Sender<u64>,
+    /// There is somebody to look at.
+    pub(crate) nudge: Notify,
+}
+
+/// Nothing is looked at until the task runs; requests are served without it, but wait longer for the frozen.
+pub fn new<A: Agents, H: Hosts>(config: Config, agents: A, hosts: H) -> (Handle<A, H>, Task<A, H>) {
+    let shared = Arc::new(Shared {
+        agents,
+        hosts,
+        desk: Mutex::new(Desk::new(config.own, config.seed)),
+        start: Instant::now(),
+        found_frozen: watch::Sender::new(0),
+        nudge: Notify::new(),
+    });
+    (Handle(shared.clone()), Task::new(shared))
+}
+
+impl<A: Agents, H: Hosts> Handle<A, H> {
+    /// Returns with the first piece of the answer in hand, or when it is sure that there will be none. Dropped at any time
+    /// it is cancelled.
+    pub async fn run(&self, request: Request<A::Request>) -> Result<Answer<A, H>, Error> {
+        let Request { id, work, streams, payload } = request;
+        let attempt = Attempt::new(id, work, streams, self.0.now());
+        let mut running = Running { shared: self.0.clone(), attempt: Some(attempt) };
+        let mut effect = running.on(Event::Begin);
+        loop {
+            effect = match effect {
+                Effect::Probe(nodes) => running.probe(nodes).await,
+                Effect::Send { node, max_wait } => match running.send(&payload, node, max_wait).await {
+                    Ok((frames, first)) => {
+                        let sends = running.attempt().sends();
+                        let found_frozen = self.0.found_frozen.subscribe();
+                        return Ok(Answer {
+                            running,
+                            frames,
+                            first: Some(first),
+                            node,
+                            sends,
+                            found_frozen,
+                            is_over: false,
+                        });
+                    }
+                    Err(effect) => effect,
+                },
+                Effect::Fail(error) => return Err(error),
+                Effect::Nothing | Effect::Deliver | Effect::Cut(_) | Effect::Done => {
+                    unreachable!("before the first byte there is always something to do")
+                }
+            };
+        }
+    }
+
+    /// One of the last requests that have ended.
+    pub fn trace(&self, id: RequestId) -> Option<Arc<Trace>> {
+        self.0.lock().traces.find(id)
+    }
+
+    /// The last requests that have ended, the last one first.
+    pub fn traces(&self, count: usize) -> Vec<Arc<Trace>> {
+        self.0.lock().traces.last(count)
+    }
+
+    /// The node has left the mesh.
+    pub fn forget(&self, node: NodeId) {
+        self.0.lock().forget(node);
+    }
+
+    /// Requests that nodes have now.
+    pub fn running(&self) -> usize {
+        self.0.lock().pulses.requests()
+    }
+}
+
+impl<A, H> Shared<A, H> {
+    pub(crate) fn now(&self) -> Moment {
+        Moment::since_start(self.start.elapsed())
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn sleep_until(&self, moment: Option<Moment>) {
+        match moment.and_then(|moment| self.start.checked_add(moment.elapsed())) {
+            Some(instant) => sleep_until(instant).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// May be dropped at any time.
+    async fn until_frozen(&self, node: NodeId, found: &mut watch::Receiver<u64>) {
+        while !self.lock().pulses.is_frozen(node) {
+            // The sender is in `self`.
+            let _ = found.changed().await;
+        }
+    }
+}
+
+/// A request that has not ended. Dropped, it is told that its client left.
+struct Running<A: Agents, H: Hosts> {
+    shared: Arc<Shared<A, H>>,
+    /// Always there between two events.
+    attempt: Option<Attempt>,
+}
+
+impl<A: Agents, H: Hosts> Running<A, H> {
+    fn attempt(&self) -> &Attempt {
+        self.attempt.as_ref().expect("it is away during an event only")
+    }
+
+    fn on(&mut self, event: Event) -> Effect {
+        let attempt = self.attempt.take().expect("it is away during an event only");
+        let now = self.shared.now();
+        let (attempt, effect) = self
+            .shared
+            .hosts
+            .with(attempt.model(), |fleet| attempt.on(&mut Sight { desk: &mut self.shared.lock(), fleet, now }, event));
+        self.attempt = Some(attempt);
+        effect
+    }
+
+    async fn probe(&mut self, nodes: Vec<(NodeId, Duration)>) -> Effect {
+        let shared = self.shared.clone();
+        let (agents, work) = (&shared.agents, self.attempt().work(shared.now()));
+        let ask = |(node, hold)| {
+            let work = &work;
+            async move { (node, agents.probe(node, work, hold).await) }
+        };
+        let mut probes: FuturesUnordered<_> = nodes.into_iter().map(ask).collect();
+        loop {
+            let event = tokio::select! {
+                biased;
+                Some((node, answer)) = probes.next() => Event::Answered(node, answer),
+                () = shared.sleep_until(self.attempt().wakes()) => Event::Tick,
+            };
+            match self.on(event) {
+                Effect::Nothing => {}
+                effect => return effect,
+            }
+        }
+    }
+
+    /// The answer and its first piece, or what to do instead.
+    async fn send(
+        &mut self,
+        request: &A::Request,
+        node: NodeId,
+        max_wait: Option<Duration>,
+    ) -> Result<(A::Answer, Bytes), Effect> {
+        let shared = self.shared.clone();
+        let mut found_frozen = shared.found_frozen.subscribe();
+        shared.nudge.notify_one();
+        let work = self.attempt().work(shared.now());
+        let mut opening = pin!(first_piece(&shared.agents, node, request, &work, max_wait));
+        loop {
+            let event = tokio::select! {
+                biased;
+                opened = &mut opening => match opened {
+                    Ok((frames, first)) => {
+                        return match self.on(Event::FirstByte { well: frames.status() < 400 }) {
+                            Effect::Deliver => Ok((frames, first)),
+                            effect => Err(effect),
+                        };
+                    }
+                    Err(failure) => Event::Failed(failure),
+                },
+                () = shared.until_frozen(node, &mut found_frozen) => Event::Failed(Failure::Frozen),
+                () = shared.sleep_until(self.attempt().wakes()) => Event::Tick,
+            };
+            match self.on(event) {
+                Effect::Nothing => {}
+                effect => return Err(effect),
+            }
+        }
+    }
+}
+
+async fn first_piece<A: Agents>(
+    agents: &A,
+    node: NodeId,
+    request: &A::Request,
+    work: &Work,
+    max_wait: Option<Duration>,
+) -> Result<(A::Answer, Bytes), Failure> {
+    let mut frames = agents.open(node, request, work, max_wait).await?;
+    let status = frames.status();
+    if status < 500 {
+        return match frames.next().await {
+            Some(first) => Ok((frames, first?)),
+            None => Err(Failure::Broken("it ended before it had begun".into())),
+        };
+    }
+    let mut body = BytesMut::new();
+    while let Some(Ok(piece)) = frames.next().await {
+        body.extend_from_slice(&piece[..piece.len().min(ERROR_BYTES_MAX - body.len())]);
+        if body.len() == ERROR_BYTES_MAX {
+            break;
+        }
+    }
+    Err(Failure::Served { status, body: body.freeze() })
+}
+
+impl<A: Agents, H: Hosts> Drop for Running<A, H> {
+    fn drop(&mut self) {
+        // Without it there was a panic within an event, and nothing can be said any more.
+        if self.attempt.is_some() {
+            self.on(Event::Gone);
+        }
+    }
+}
+
+/// An answer that has begun. Dropped before its end, it is cancelled on its node.
+pub struct Answer<A: Agents, H: Hosts> {
+    // Before `running`, so that the node hears of it first.
+    frames: A::Answer,
+    running: Running<A, H>,
+    first: Option<Bytes>,
+    node: NodeId,
+    sends: u32,
+    found_frozen: watch::Receiver<u64>,
+    is_over: bool,
+}
+
+impl<A: Agents, H: Hosts> Answer<A, H> {
+    pub const fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// Times the request was sent to some node, this one included.
+    pub const fn sends(&self) -> u32 {
+        self.sends
+    }
+
+    /// Its head is in there; pieces are to be taken from [`Self::next`] alone.
+    pub const fn head(&self) -> &A::Answer {
+        &self.frames
+    }
+
+    /// The next piece; `None` at the answer's own end. After an error nothing follows, and the client has to be told of it.
+    /// May be dropped while it waits, and nothing is lost.
+    pub async fn next(&mut self) -> Option<Result<Bytes, Cut>> {
+        if let Some(first) = self.first.take() {
+            return Some(Ok(first));
+        }
+        if self.is_over {
+            return None;
+        }
+        let read = self.read().await;
+        self.is_over = read.is_err();
+        match read {
+            Ok(piece) => Some(Ok(piece)),
+            Err(Effect::Cut(cut)) => Some(Err(cut)),
+            Err(_) => None,
+        }
+    }
+
+    async fn read(&mut self) -> Result<Bytes, Effect> {
+        let shared = self.running.shared.clone();
+        let silent = shared.now() + SILENCE_MAX;
+        loop {
+            let wakes = self.running.attempt().wakes().map_or(silent, |wakes| wakes.min(silent));
+            let event = tokio::select! {
+                biased;
+                piece = self.frames.next() => match piece {
+                    Some(Ok(piece)) => {
+                        let now = shared.now();
+                        shared.lock().pulses.heard(self.node, now);
+                        return Ok(piece);
+                    }
+                    Some(Err(failure)) => Event::Failed(failure),
+                    None => Event::Ended,
+                },
+                () = shared.until_frozen(self.node, &mut self.found_frozen) => Event::Failed(Failure::Frozen),
+                () = shared.sleep_until(Some(wakes)) => {
+                    if shared.now() >= silent { Event::Failed(Failure::Broken("nothing came any more".into())) } else { Event::Tick }
+                }
+            };
+            match self.running.on(event) {
+                Effect::Nothing => {}
+                effect => return Err(effect),
+            }
+        }
+    }
+}
+
+impl<A, H> Clone for Handle<A, H> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<A, H> fmt::Debug for Handle<A, H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handle").finish_non_exhaustive()
+    }
+}
+
+impl<A: Agents, H: Hosts> fmt::Debug for Answer<A, H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Answer").field("node", &self.node).field("sends", &self.sends).finish_non_exhaustive()
+    }
+}
