@@ -112,6 +112,10 @@ impl Route {
             Self::Embeddings => "/api/embeddings",
         }
     }
+
+    pub(crate) fn of_path(path: &str) -> Option<Self> {
+        [Self::Generate, Self::Chat, Self::Embed, Self::Embeddings].into_iter().find(|route| route.path() == path)
+    }
 }
 
 impl Handle {

@@ -49,7 +49,7 @@ impl Task {
         let (pause, expiry, is_loading) = self.shared.ask(|desk| (desk.pause(), desk.next_expiry(), desk.is_loading()));
         let pause = if is_loading { pause.min(Duration::from_secs(1)) } else { pause };
         let due = looked.map_or(Duration::ZERO, |looked| pause.max(LOOK_PAUSE_MIN).saturating_sub(looked.elapsed()));
-        let expiry = expiry.map(|expiry| expiry.since(self.shared.now()) + Duration::from_millis(1));
+        let expiry = expiry.map(|expiry| expiry.since(self.shared.now()).saturating_add(Duration::from_millis(1)));
         tokio::select! {
             () = sleep(due) => Event::LookDue,
             () = sleep(expiry.unwrap_or(Duration::MAX)), if expiry.is_some() => Event::Expired,

@@ -1,81 +1,17 @@
-//! An agent before a fake Ollama: what it lets in, what it gives up, and that nothing is left of what was cancelled.
-
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
+//! What it lets in, what it gives up, and that nothing is left of what was cancelled.
 
 use std::time::Duration;
 
 use agent::state::State;
-use agent::{Answer, Ask, Config, Error, Handle, Refusal, Request, Route, Way};
+use agent::{Answer, Config, Error, Refusal, Request};
 use bytes::Bytes;
-use fakes::{Fault, Model, Ollama};
+use fakes::Fault;
 use ollama::seen;
-use scheduler::{Chain, Class, Seconds, Tenant, Work};
+use scheduler::{Seconds, Tenant};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
-const NAME: &str = "fake:1b";
-/// Far beyond what anything here takes; who waits so long has failed.
-const LIMIT: Duration = Duration::from_secs(30);
-
-struct Bench {
-    fake: Ollama,
-    agent: Handle,
-    _tasks: JoinSet<()>,
-}
-
-async fn bench(fake: fakes::Config, config: Config) -> Bench {
-    let fake = Ollama::start(fake).await.unwrap();
-    let at: ollama::Endpoint = fake.address().to_string().parse().unwrap();
-    let (agent, task) = agent::new(config, Box::new(move || Ok(Way { at: at.clone(), secret: None })));
-    let mut tasks = JoinSet::new();
-    tasks.spawn(task.run());
-    let bench = Bench { fake, agent, _tasks: tasks };
-    bench.until(|agent| agent.state() == State::Up).await;
-    bench
-}
-
-fn model(answer_tokens: u32, decode: f64) -> fakes::Config {
-    let model = Model { answer_tokens: Some(answer_tokens), decode, ..Model::completion(NAME) };
-    fakes::Config { models: vec![model], slots: 64, ..fakes::Config::default() }
-}
-
-fn slots(slots: u16) -> Config {
-    Config { slots: Some(slots), waiting_max: 2000, ..Config::default() }
-}
-
-impl Bench {
-    async fn until(&self, so: impl Fn(&Handle) -> bool) {
-        let look = async {
-            while !so(&self.agent) {
-                sleep(Duration::from_millis(2)).await;
-            }
-        };
-        timeout(LIMIT, look).await.expect("it did not come to that");
-    }
-
-    fn ask(&self) -> Ask {
-        let work = Work {
-            model: self.agent.model(NAME).unwrap(),
-            chain: Chain::default(),
-            prompt: 10,
-            output: 10,
-            context: None,
-            class: Class::Interactive,
-            tenant: Tenant::ANONYMOUS,
-            deadline: None,
-        };
-        Ask { work, weight: 1.0, wait_max: None }
-    }
-
-    fn request(&self) -> Request {
-        let body = format!(r#"{{"model":"{NAME}","prompt":"hello"}}"#);
-        Request { route: Route::Generate, ask: self.ask(), body: Bytes::from(body) }
-    }
-
-    async fn run(&self) -> Result<Answer, Error> {
-        timeout(LIMIT, self.agent.run(self.request())).await.unwrap()
-    }
-}
+use crate::bench::{LIMIT, NAME, bench, model, slots};
 
 /// All lines, and how it ended.
 async fn read(answer: &mut Answer) -> (Vec<Bytes>, Result<(), Error>) {
