@@ -7,7 +7,9 @@ use scheduler::{ModelKey, Moment};
 use types::NodeId;
 
 /// Failures of the connection in a row.
-const IN_A_ROW: u8 = 3;
+const BROKEN_IN_A_ROW: u8 = 3;
+/// Failures of any kind in a row. A node that fails at once is never busy: it looks like the best one there is.
+const FAILED_IN_A_ROW: u8 = 5;
 /// Outcomes that are remembered; half of them failed is too many.
 const REMEMBERED: u32 = 20;
 const FIRST_REST: Duration = Duration::from_secs(5);
@@ -15,7 +17,8 @@ const FIRST_REST: Duration = Duration::from_secs(5);
 const DOUBLINGS_MAX: u32 = 6;
 /// Of many nodes at most three of ten are barred: beyond that it is not they who are ill.
 const BARRED_TENTHS_MAX: usize = 3;
-/// Of so few, three of ten would be one or none, and requests would keep running into the dead: all but one may be barred.
+/// Of few nodes, three of ten would be one or none, and requests would keep running into the dead: of six all but one may
+/// be barred, and of more as many at least, or a seventh node would set the other ill ones free.
 const FEW: usize = 6;
 /// Pairs of node and model with a failure not yet forgotten. Further ones are not barred: they are tried.
 const PAIRS_MAX: usize = 4096;
@@ -36,7 +39,8 @@ pub(crate) struct Breakers {
 
 #[derive(Debug, Default)]
 struct Pair {
-    in_a_row: u8,
+    broken_in_a_row: u8,
+    failed_in_a_row: u8,
     /// The last outcomes, the newest in the lowest bit; a failure is a one.
     outcomes: u32,
     seen: u32,
@@ -54,10 +58,7 @@ enum Barred {
 impl Breakers {
     /// Whether a request may go there. What it says does not change until something happens or time passes.
     pub(crate) fn admits(&self, model: ModelKey, node: NodeId, now: Moment) -> bool {
-        match self.pairs.get(&(model, node)).and_then(|pair| pair.barred) {
-            None => true,
-            Some(Barred::Until(end) | Barred::Trying(end)) => now >= end,
-        }
+        self.pairs.get(&(model, node)).is_none_or(|pair| !pair.is_barred(now))
     }
 
     /// A request goes there. To a node that has rested it is the one that looks; others wait for its outcome.
@@ -72,7 +73,7 @@ impl Breakers {
     pub(crate) fn succeeded(&mut self, model: ModelKey, node: NodeId) {
         if let Some(pair) = self.pairs.get_mut(&(model, node)) {
             pair.note(false);
-            pair.in_a_row = 0;
+            (pair.broken_in_a_row, pair.failed_in_a_row) = (0, 0);
             // Who came back begins anew, or its old failures would bar it at the next one.
             if pair.barred.is_some() || pair.outcomes == 0 {
                 self.pairs.remove(&(model, node));
@@ -83,15 +84,17 @@ impl Breakers {
     /// `hosts`: how many nodes hold the model.
     pub(crate) fn failed(&mut self, model: ModelKey, node: NodeId, failure: Failure, hosts: usize, now: Moment) {
         let others =
-            |((of, other), pair): (&(ModelKey, NodeId), &Pair)| *of == model && *other != node && pair.barred.is_some();
+            |((of, other), pair): (&(ModelKey, NodeId), &Pair)| *of == model && *other != node && pair.is_barred(now);
         let barred = self.pairs.iter().filter(|entry| others(*entry)).count();
         if self.pairs.len() >= PAIRS_MAX && !self.pairs.contains_key(&(model, node)) {
             return;
         }
         let pair = self.pairs.entry((model, node)).or_default();
         pair.note(true);
-        pair.in_a_row = if failure == Failure::Transport { pair.in_a_row.saturating_add(1) } else { 0 };
-        let ill = pair.in_a_row >= IN_A_ROW
+        pair.broken_in_a_row = if failure == Failure::Transport { pair.broken_in_a_row.saturating_add(1) } else { 0 };
+        pair.failed_in_a_row = pair.failed_in_a_row.saturating_add(1);
+        let ill = pair.broken_in_a_row >= BROKEN_IN_A_ROW
+            || pair.failed_in_a_row >= FAILED_IN_A_ROW
             || pair.seen >= REMEMBERED && pair.outcomes.count_ones() * 2 >= REMEMBERED
             || pair.barred.is_some();
         if ill && barred < barred_max(hosts) {
@@ -107,6 +110,10 @@ impl Breakers {
 }
 
 impl Pair {
+    fn is_barred(&self, now: Moment) -> bool {
+        matches!(self.barred, Some(Barred::Until(end) | Barred::Trying(end)) if now < end)
+    }
+
     fn note(&mut self, failed: bool) {
         self.outcomes = (self.outcomes << 1 | u32::from(failed)) & ((1 << REMEMBERED) - 1);
         self.seen = (self.seen + 1).min(REMEMBERED);
@@ -114,7 +121,7 @@ impl Pair {
 }
 
 fn barred_max(hosts: usize) -> usize {
-    if hosts <= FEW { hosts.saturating_sub(1) } else { hosts * BARRED_TENTHS_MAX / 10 }
+    (hosts * BARRED_TENTHS_MAX / 10).max(hosts.min(FEW).saturating_sub(1))
 }
 
 fn rest(rests: u32) -> Duration {
@@ -153,6 +160,19 @@ mod tests {
     }
 
     #[test]
+    fn five_failures_in_a_row_bar_it_whatever_they_are() {
+        let mut breakers = Breakers::default();
+        fail(&mut breakers, 1, 4, Failure::Served, 0);
+        assert!(breakers.admits(MODEL, node(1), at(0)));
+        breakers.succeeded(MODEL, node(1));
+        fail(&mut breakers, 1, 2, Failure::Transport, 0);
+        fail(&mut breakers, 1, 2, Failure::Served, 0);
+        assert!(breakers.admits(MODEL, node(1), at(0)), "they were not in a row");
+        fail(&mut breakers, 1, 1, Failure::Served, 0);
+        assert!(!breakers.admits(MODEL, node(1), at(0)));
+    }
+
+    #[test]
     fn half_of_twenty_answers_failed_bars_it() {
         let mut breakers = Breakers::default();
         for _ in 0..9 {
@@ -181,10 +201,26 @@ mod tests {
     }
 
     #[test]
-    fn where_all_fail_no_more_than_three_of_ten_are_barred() {
+    fn where_all_fail_no_more_than_three_of_ten_are_barred_and_five_at_least() {
+        for (hosts, barred) in [(40, 12), (20, 6), (10, 5), (7, 5)] {
+            let mut breakers = Breakers::default();
+            for id in 0..hosts {
+                for _ in 0..5 {
+                    breakers.failed(MODEL, node(id), Failure::Transport, hosts.into(), at(0));
+                }
+            }
+            assert_eq!((0..hosts).filter(|id| !breakers.admits(MODEL, node(*id), at(1))).count(), barred);
+        }
+    }
+
+    #[test]
+    fn who_has_rested_takes_nobodys_place() {
         let mut breakers = Breakers::default();
-        (0..10).for_each(|id| fail(&mut breakers, id, 5, Failure::Transport, 0));
-        assert_eq!((0..10).filter(|id| !breakers.admits(MODEL, node(*id), at(1))).count(), 3);
+        (0..5).for_each(|id| fail(&mut breakers, id, 3, Failure::Transport, 0));
+        fail(&mut breakers, 5, 3, Failure::Transport, 1);
+        assert!(breakers.admits(MODEL, node(5), at(1)), "five are barred");
+        fail(&mut breakers, 5, 1, Failure::Transport, 5);
+        assert!(!breakers.admits(MODEL, node(5), at(5)) && breakers.admits(MODEL, node(0), at(5)));
     }
 
     #[test]

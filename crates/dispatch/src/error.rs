@@ -84,10 +84,11 @@ impl Failure {
     /// Whether it says something about the node's health, and what.
     pub(crate) const fn blame(&self) -> Option<crate::breaker::Failure> {
         match self {
-            Self::Unreachable(_) | Self::Broken(_) | Self::Frozen => Some(crate::breaker::Failure::Transport),
+            Self::Unreachable(_) | Self::Broken(_) => Some(crate::breaker::Failure::Transport),
             Self::Served { .. } => Some(crate::breaker::Failure::Served),
-            // Slow nodes are believed less, not barred.
-            Self::Refused(_) | Self::Overdue | Self::Deadline => None,
+            // Slow nodes are believed less, not barred. The frozen are left until they answer a look, and must not use
+            // up the places of those that need barring.
+            Self::Refused(_) | Self::Frozen | Self::Overdue | Self::Deadline => None,
         }
     }
 

@@ -4,7 +4,7 @@
 //! looked at; only a look that goes unanswered makes it suspect, and a second sign makes it frozen. Signs are of the node,
 //! so there is one look at a time for all its requests.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use scheduler::Moment;
@@ -24,7 +24,7 @@ const REMEMBERED: Duration = Duration::from_secs(30);
 /// An entry for each node with a request of ours, and the frozen ones: no more than the mesh has members.
 #[derive(Debug, Default)]
 pub(crate) struct Pulses {
-    nodes: HashMap<NodeId, Pulse>,
+    nodes: BTreeMap<NodeId, Pulse>,
 }
 
 #[derive(Debug)]

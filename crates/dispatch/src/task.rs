@@ -29,6 +29,7 @@ impl<A: Agents, H: Hosts> Task<A, H> {
         let mut next = Instant::now();
         loop {
             tokio::select! {
+                biased;
                 Some((node, answered)) = looks.next() => self.looked(node, answered),
                 () = self.pause(next) => {
                     next = Instant::now() + EVERY;
