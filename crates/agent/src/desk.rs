@@ -384,18 +384,16 @@ impl Desk {
             return Cost { seconds: 0.0, spread: 0.0 };
         }
         let own = shelf.rates.load();
-        let mut seconds = own.seconds;
-        let mut cold = BTreeSet::new();
+        let mut cold = BTreeMap::new();
         for job in self.jobs.values() {
             let Some(other) = self.shelves.get(&job.work.model).filter(|shelf| !shelf.is_resident()) else { continue };
             let since = job.begun.as_ref().map_or(0.0, |begun| now.since(begun.at).as_secs_f64());
-            if job.work.model == work.model {
-                seconds = seconds.min((own.seconds - since).max(0.0));
-            } else if cold.insert(job.work.model) {
-                seconds += (other.rates.load().seconds - since).max(0.0);
-            }
+            let left = (other.rates.load().seconds - since).max(0.0);
+            cold.entry(job.work.model).and_modify(|known| *known = left.min(*known)).or_insert(left);
         }
-        Cost { seconds, spread: own.spread }
+        let own_left = cold.remove(&work.model).unwrap_or(own.seconds);
+        let before: f64 = if shelf.is_loading() { 0.0 } else { cold.values().sum() };
+        Cost { seconds: before + own_left, spread: own.spread }
     }
 
     /// Prompts of this model that are being read already.
@@ -723,3 +721,6 @@ impl LoadedContext {
         (would_get < u64::from(self.tokens)).then_some(self.tokens)
     }
 }
+
+#[cfg(test)]
+mod tests;
