@@ -17,8 +17,8 @@ const FIRST_REST: Duration = Duration::from_secs(5);
 const DOUBLINGS_MAX: u32 = 6;
 /// Of many nodes at most three of ten are barred: beyond that it is not they who are ill.
 const BARRED_TENTHS_MAX: usize = 3;
-/// Of few nodes, three of ten would be one or none, and requests would keep running into the dead: of six all but one may
-/// be barred, and of more as many at least, or a seventh node would set the other ill ones free.
+/// Of few nodes, three of ten would be one or none, and requests would keep running into the dead: of six all but one
+/// may be barred, and of more as many at least, or a seventh node would set the other ill ones free.
 const FEW: usize = 6;
 /// Pairs of node and model with a failure not yet forgotten. Further ones are not barred: they are tried.
 const PAIRS_MAX: usize = 4096;
@@ -97,7 +97,9 @@ impl Breakers {
             || pair.failed_in_a_row >= FAILED_IN_A_ROW
             || pair.seen >= REMEMBERED && pair.outcomes.count_ones() * 2 >= REMEMBERED
             || pair.barred.is_some();
-        if ill && barred < barred_max(hosts) {
+        // Those that were on their way when it was barred, and fail after it, say nothing new.
+        let is_resting = matches!(pair.barred, Some(Barred::Until(end)) if now < end);
+        if ill && !is_resting && barred < barred_max(hosts) {
             pair.barred = Some(Barred::Until(now + rest(pair.rests)));
             pair.rests = (pair.rests + 1).min(DOUBLINGS_MAX);
         }
@@ -198,6 +200,15 @@ mod tests {
         breakers.sent(MODEL, node(1), at(16));
         breakers.succeeded(MODEL, node(1));
         assert!(breakers.admits(MODEL, node(1), at(16)));
+    }
+
+    #[test]
+    fn many_that_fail_at_once_double_the_rest_once() {
+        let mut breakers = Breakers::default();
+        fail(&mut breakers, 1, 50, Failure::Transport, 0);
+        assert!(!breakers.admits(MODEL, node(1), at(4)) && breakers.admits(MODEL, node(1), at(5)));
+        fail(&mut breakers, 1, 50, Failure::Transport, 5);
+        assert!(!breakers.admits(MODEL, node(1), at(14)) && breakers.admits(MODEL, node(1), at(15)));
     }
 
     #[test]

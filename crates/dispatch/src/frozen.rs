@@ -1,8 +1,8 @@
 //! Which nodes hang: connections stand, and nobody is behind them.
 //!
-//! Silence alone is no sign, since prompts are read in silence. A node with requests of ours from which nothing comes is
-//! looked at; only a look that goes unanswered makes it suspect, and a second sign makes it frozen. Signs are of the node,
-//! so there is one look at a time for all its requests.
+//! Silence alone is no sign, since prompts are read in silence. A node with requests of ours from which nothing comes
+//! is looked at; only a look that goes unanswered makes it suspect, and a second sign makes it frozen. Signs are of the
+//! node, so there is one look at a time for all its requests.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,8 +12,8 @@ use types::NodeId;
 
 /// So long nothing came from a node before it is looked at, and between looks.
 const QUIET: Duration = Duration::from_secs(1);
-/// An answer takes milliseconds, from memory. With it, a node that hangs is left after three and a half seconds, and after
-/// two and a half where another sign confirms it.
+/// An answer takes milliseconds, from memory. With it, a node that hangs is left after three and a half seconds, and
+/// after two and a half where another sign confirms it.
 pub(crate) const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Answers under way that are silent so long, all of them, are a sign.
 const STALLED: Duration = Duration::from_secs(2);

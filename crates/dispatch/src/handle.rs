@@ -1,8 +1,8 @@
 //! What others call, and what they bring along.
 //!
-//! A request is driven by whoever waits for it: there is no task for it that could be left over, and dropped at any time
-//! it is gone from its node too. Nothing is read ahead: a client that reads slowly slows its node down. State lies behind
-//! a lock that is held for microseconds and never across an await.
+//! A request is driven by whoever waits for it: there is no task for it that could be left over, and dropped at any
+//! time it is gone from its node too. Nothing is read ahead: a client that reads slowly slows its node down. State lies
+//! behind a lock that is held for microseconds and never across an await.
 
 use std::fmt;
 use std::future::Future;
@@ -28,7 +28,8 @@ const ERROR_BYTES_MAX: usize = 64 << 10;
 /// connection that died, whatever the node answers on others.
 const SILENCE_MAX: Duration = Duration::from_secs(360);
 
-/// How the agents before all backends are reached, the own node's included. Whatever is dropped is cancelled over there.
+/// How the agents before all backends are reached, the own node's included. Whatever is dropped is cancelled over
+/// there.
 pub trait Agents: Send + Sync + 'static {
     /// What is sent; opaque here.
     type Request: Send + Sync;
@@ -41,8 +42,9 @@ pub trait Agents: Send + Sync + 'static {
     /// Whether the node answers at all, from memory. It is given up after a second.
     fn look(&self, node: NodeId) -> impl Future<Output = bool> + Send;
 
-    /// Sends it and returns with the head of the answer. `max_wait`: the agent refuses where it would wait longer. The
-    /// connection has a time limit of the implementer's; the wait behind it has none, since queues may be long.
+    /// Sends it and returns with the head of the answer. `max_wait`: the agent refuses where it would wait longer. Only
+    /// connecting has a time limit, the implementer's: queues may be long, and who hangs is found by looks. A
+    /// connection that died without a word is found by its own keepalive, while the node answers on others.
     fn open(
         &self,
         node: NodeId,
@@ -56,8 +58,8 @@ pub trait Agents: Send + Sync + 'static {
 pub trait Frames: Send {
     fn status(&self) -> u16;
 
-    /// The next piece. `None` only where the answer is whole: whatever breaks off is an error. It may be dropped while it
-    /// waits, and nothing is lost.
+    /// The next piece. `None` only where the answer is whole: whatever breaks off is an error. It may be dropped while
+    /// it waits, and nothing is lost.
     fn next(&mut self) -> impl Future<Output = Option<Result<Bytes, Failure>>> + Send;
 }
 
@@ -114,8 +116,8 @@ pub fn new<A: Agents, H: Hosts>(config: Config, agents: A, hosts: H) -> (Handle<
 }
 
 impl<A: Agents, H: Hosts> Handle<A, H> {
-    /// Returns with the first piece of the answer in hand, or when it is sure that there will be none. Dropped at any time
-    /// it is cancelled.
+    /// Returns with the first piece of the answer in hand, or when it is sure that there will be none. Dropped at any
+    /// time it is cancelled.
     pub async fn run(&self, request: Request<A::Request>) -> Result<Answer<A, H>, Error> {
         let Request { id, work, streams, payload } = request;
         let attempt = Attempt::new(id, work, streams, self.0.now());
@@ -158,7 +160,7 @@ impl<A: Agents, H: Hosts> Handle<A, H> {
         self.0.lock().traces.last(count)
     }
 
-    /// The node has left the mesh.
+    /// The node has left the mesh, or is up again after it was down: what was held against it is void.
     pub fn forget(&self, node: NodeId) {
         self.0.lock().forget(node);
     }
@@ -334,8 +336,8 @@ impl<A: Agents, H: Hosts> Answer<A, H> {
         &self.frames
     }
 
-    /// The next piece; `None` at the answer's own end. After an error nothing follows, and the client has to be told of it.
-    /// May be dropped while it waits, and nothing is lost.
+    /// The next piece; `None` at the answer's own end. After an error nothing follows, and the client has to be told of
+    /// it. May be dropped while it waits, and nothing is lost.
     pub async fn next(&mut self) -> Option<Result<Bytes, Cut>> {
         if let Some(first) = self.first.take() {
             return Some(Ok(first));
@@ -369,9 +371,10 @@ impl<A: Agents, H: Hosts> Answer<A, H> {
                     None => Event::Ended,
                 },
                 () = shared.until_frozen(self.node, &mut self.found_frozen) => Event::Failed(Failure::Frozen),
-                () = shared.sleep_until(Some(wakes)) => {
-                    if shared.now() >= silent { Event::Failed(Failure::Broken("nothing came any more".into())) } else { Event::Tick }
-                }
+                () = shared.sleep_until(Some(wakes)) => match shared.now() >= silent {
+                    true => Event::Failed(Failure::Broken("nothing came any more".into())),
+                    false => Event::Tick,
+                },
             };
             match self.running.on(event) {
                 Effect::Nothing => {}

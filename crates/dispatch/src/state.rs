@@ -1,7 +1,8 @@
 //! One request on its way through its attempts, as a value: events and the time in, what to do next out.
 //!
-//! Until the client has seen output, a change of node is free for it; after that the answer is that node's or breaks off
-//! in plain sight. At no time is a request with two nodes: what was begun elsewhere is dropped before the next is asked.
+//! Until the client has seen output, a change of node is free for it; after that the answer is that node's or breaks
+//! off in plain sight. At no time is a request with two nodes: what was begun elsewhere is dropped before the next is
+//! asked.
 
 use std::time::Duration;
 

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use types::NodeId;
 
-/// Forgets what was not used for longest, in halves: whatever is used comes into the young one, and where that is full it
-/// becomes the old one, whose content is gone then. Two lookups, and no list to keep in order.
+/// Forgets what was not used for longest, in halves: whatever is used comes into the young one, and where that is full
+/// it becomes the old one, whose content is gone then. Two lookups, and no list to keep in order.
 #[derive(Debug)]
 pub struct Owners {
     young: HashMap<u64, NodeId>,
