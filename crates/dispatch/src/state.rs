@@ -7,9 +7,9 @@
 use std::time::Duration;
 
 use scheduler::{
-    Answer, Asker, Candidates, Choice, Dice, Fleet, ModelKey, Moment, Owners, Promise, Reason, Seconds, Work,
+    Answer, Asker, Candidates, Choice, Dice, Fleet, ModelKey, Moment, Owners, Promise, Reason, Seconds, Turn, Work,
 };
-use scheduler::{choose, choose_unheard, hold, probe_timeout};
+use scheduler::{choose, choose_known, choose_unheard, hold, probe_timeout};
 use types::{NodeId, RequestId};
 
 use crate::breaker::Breakers;
@@ -236,6 +236,9 @@ impl Step<'_, '_> {
         if self.course.rounds > ROUNDS_MAX || self.course.sends >= SENDS_MAX {
             return self.give_up();
         }
+        if let Some(choice) = self.known() {
+            return self.send(choice);
+        }
         let asked = self.candidates();
         if asked.is_empty() {
             return self.give_up();
@@ -250,10 +253,33 @@ impl Step<'_, '_> {
         (Stage::Probing { asked: Box::new(asked), answers: Vec::new(), until }, Effect::Probe(probes))
     }
 
+    /// Where it goes without asking anybody, at the first attempt.
+    fn known(&mut self) -> Option<Choice> {
+        let turn = self.turn().filter(|_| self.course.rounds == 1)?;
+        let Sight { desk, fleet, now } = &*self.sight;
+        let is_left = desk.pulses.is_frozen(turn.node) || !desk.breakers.admits(self.work.model, turn.node, *now);
+        fleet.get(turn.node).filter(|_| !is_left).and_then(|host| choose_known(self.work, host, turn, *now))
+    }
+
+    /// What is remembered of the conversation; requests that are none have no key.
+    fn turn(&mut self) -> Option<Turn> {
+        let conversation = self.work.chain.conversation();
+        (conversation != 0).then(|| self.sight.desk.owners.get(conversation)).flatten()
+    }
+
+    fn remember(&mut self, node: NodeId) {
+        let conversation = self.work.chain.conversation();
+        if conversation != 0 {
+            let turn = Turn { node, tokens: self.work.prompt, heard: self.sight.now };
+            self.sight.desk.owners.set(conversation, turn);
+        }
+    }
+
     fn candidates(&mut self) -> Candidates {
+        let owner = self.turn().map(|turn| turn.node);
         let Self { work, course: Course { tried, .. }, sight: Sight { desk, fleet, now }, .. } = self;
-        let Desk { own, breakers, pulses, owners, dice, .. } = &mut **desk;
-        let asker = Asker { own: *own, owner: owners.get(work.chain.conversation()) };
+        let Desk { own, breakers, pulses, dice, .. } = &mut **desk;
+        let asker = Asker { own: *own, owner };
         let is_left = |node| tried.contains(&node) || pulses.is_frozen(node);
         let admits = |node| !is_left(node) && breakers.admits(work.model, node, *now);
         let asked = Candidates::choose(fleet, work, asker, *now, dice, admits);
@@ -298,15 +324,22 @@ impl Step<'_, '_> {
     }
 
     fn decide(&mut self, asked: &Candidates, answers: &[Answer]) -> Next {
+        let dice = &mut self.sight.desk.dice;
+        let choice =
+            choose(self.work, answers, self.course.refused, dice).or_else(|| choose_unheard(self.work, asked, dice));
+        match choice {
+            Some(choice) => self.send(choice),
+            None => self.ask(),
+        }
+    }
+
+    fn send(&mut self, choice: Choice) -> Next {
         let Sight { desk, fleet, now } = &mut *self.sight;
-        let choice = choose(self.work, answers, self.course.refused, &mut desk.dice)
-            .or_else(|| choose_unheard(self.work, asked, &mut desk.dice));
-        let Some(choice) = choice else { return self.ask() };
         let Choice { node, reason, score, promised, max_wait } = choice;
         fleet.sent(node);
         desk.breakers.sent(self.work.model, node, *now);
         desk.pulses.enter(node, *now);
-        let overdue = (reason != Reason::Degraded).then(|| {
+        let overdue = is_promise(reason).then(|| {
             let rest = if self.streams { Seconds::ZERO } else { promised.decode };
             *now + Duration::from(((promised.ttft() + rest + promised.deviation) * OVERDUE).max(OVERDUE_MIN))
         });
@@ -323,11 +356,11 @@ impl Step<'_, '_> {
         desk.pulses.began(node, *now);
         desk.breakers.succeeded(self.work.model, node);
         if well {
-            desk.owners.set(self.work.chain.conversation(), node);
             // What was not promised, and what comes as one piece, says nothing about the promised first token.
-            if on.reason != Reason::Degraded && self.streams {
+            if is_promise(on.reason) && self.streams {
                 fleet.observed(node, on.promised.ttft(), now.since(since));
             }
+            self.remember(node);
         }
         self.note(What::FirstByte { node });
         (Stage::Streaming { on: node }, Effect::Deliver)
@@ -335,7 +368,7 @@ impl Step<'_, '_> {
 
     /// The client has seen nothing yet.
     fn failed(&mut self, node: NodeId, failure: Failure) -> Next {
-        self.sight.desk.pulses.leave(node, false);
+        self.release(node, false);
         self.note(What::Failed { node, why: text(&failure) });
         let costs = failure.costs();
         if let Failure::Refused(Refusal::Wait(_)) = failure {
@@ -372,10 +405,16 @@ impl Step<'_, '_> {
         if self.streams {
             fleet.observed(on.node, on.promised.ttft(), now.since(since));
         }
-        desk.pulses.leave(on.node, false);
+        self.release(on.node, false);
         self.note(What::Failed { node: on.node, why: text(&Failure::Overdue) });
         self.leave(on.node, Failure::Overdue);
         self.ask()
+    }
+
+    /// The node has the request no more.
+    fn release(&mut self, node: NodeId, had_begun: bool) {
+        self.sight.desk.pulses.leave(node, had_begun);
+        self.sight.fleet.ended(node);
     }
 
     /// This request is through with the node, for that reason.
@@ -413,7 +452,7 @@ impl Step<'_, '_> {
             Stage::Streaming { on } => self.cut(*on, Failure::Deadline),
             Stage::Choosing | Stage::Probing { .. } | Stage::Waiting { .. } | Stage::Done => {
                 if let Stage::Waiting { on, .. } = stage {
-                    self.sight.desk.pulses.leave(on.node, false);
+                    self.release(on.node, false);
                 }
                 self.note(What::GaveUp { why: text(&Error::Deadline) });
                 self.close(Effect::Fail(Error::Deadline))
@@ -423,25 +462,28 @@ impl Step<'_, '_> {
 
     fn cut(&mut self, node: NodeId, why: Failure) -> Next {
         let Sight { desk, fleet, now } = &mut *self.sight;
-        desk.pulses.leave(node, true);
         if let Some(blame) = why.blame() {
             desk.breakers.failed(self.work.model, node, blame, fleet.len(), *now);
         }
+        self.release(node, true);
         let cut = Cut { node, why };
         self.note(What::GaveUp { why: text(&cut) });
         self.close(Effect::Cut(cut))
     }
 
     fn ended(&mut self, node: NodeId) -> Next {
-        self.sight.desk.pulses.leave(node, true);
+        self.release(node, true);
+        if self.sight.desk.owners.get(self.work.chain.conversation()).is_some_and(|turn| turn.node == node) {
+            self.remember(node);
+        }
         self.note(What::Ended);
         self.close(Effect::Done)
     }
 
     fn gone(&mut self, stage: &Stage) -> Next {
         match stage {
-            Stage::Waiting { on, .. } => self.sight.desk.pulses.leave(on.node, false),
-            Stage::Streaming { on } => self.sight.desk.pulses.leave(*on, true),
+            Stage::Waiting { on, .. } => self.release(on.node, false),
+            Stage::Streaming { on } => self.release(*on, true),
             Stage::Choosing | Stage::Probing { .. } | Stage::Done => {}
         }
         self.note(What::Cancelled);
@@ -454,6 +496,11 @@ impl Step<'_, '_> {
         self.sight.desk.traces.keep(Trace { steps, ..trace.clone() });
         (Stage::Done, effect)
     }
+}
+
+/// Whether the node itself has said what is expected of it.
+const fn is_promise(reason: Reason) -> bool {
+    !matches!(reason, Reason::Degraded | Reason::Known)
 }
 
 /// An error with its causes, for people.

@@ -5,7 +5,8 @@ use std::time::Duration;
 use types::NodeId;
 
 use crate::candidates::{Candidate, Candidates, Dice};
-use crate::{Estimate, Promise, Seconds, Work};
+use crate::estimate::covers;
+use crate::{Estimate, Host, Moment, Promise, Seconds, Turn, Work};
 
 /// Somebody is this much better, and more than the share of it, before the node with the cached prompt is left: what is
 /// cached there serves the next turn too.
@@ -13,6 +14,10 @@ const GATE: Seconds = Seconds::new(0.05);
 const GATE_SHARE: f32 = 0.1;
 /// One choice in so many goes to any warm node, so that those that were slow once are heard of again.
 const EXPLORE_ONE_IN: usize = 100;
+/// A node is not asked again so soon after it answered.
+const KNOWN: Duration = Duration::from_secs(1);
+/// A promise is not refused for less.
+const SLACK: Duration = Duration::from_millis(100);
 
 /// A candidate that answered.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -43,6 +48,8 @@ pub enum Reason {
     /// Another was better, by too little to leave a cached prompt.
     Cached,
     Explored,
+    /// Nobody was asked: the conversation was there a moment ago, and its prompt still is.
+    Known,
     /// Nobody answered: the better of two by what was heard of them.
     Degraded,
 }
@@ -68,8 +75,8 @@ pub fn probe_timeout(rtt: Seconds) -> Duration {
     Duration::from(rtt * 3.0).clamp(Duration::from_millis(5), Duration::from_millis(150))
 }
 
-/// `refused`: a node refused this request once because its promise no longer held. The second is not asked to: a request
-/// must not wander.
+/// `refused`: a node refused this request once because its promise no longer held. The second is not asked to: a
+/// request must not wander.
 pub fn choose(work: &Work, answers: &[Answer], refused: bool, dice: &mut Dice) -> Option<Choice> {
     let best = answers.iter().min_by_key(|answer| answer.score(work))?;
     let cached = answers.iter().max_by_key(|answer| answer.promise.estimate.cached)?;
@@ -88,13 +95,27 @@ pub fn choose(work: &Work, answers: &[Answer], refused: bool, dice: &mut Dice) -
     }
     // A cold node's request waits for its load as well; refusing it after that was promised would help nobody.
     let promised = answer.promise.estimate.wait.max(answer.promise.estimate.load);
-    let max_wait = (!refused).then(|| Duration::from(promised * 1.3) + Duration::from_millis(100));
+    let max_wait = (!refused).then(|| Duration::from(promised * 1.3) + SLACK);
     let (node, score) = (answer.candidate.node, answer.score(work));
     Some(Choice { node, reason, score, promised: answer.promise.estimate, max_wait })
 }
 
-/// Nobody answered in time: of two drawn ones the better by what was heard. Drawing two keeps gateways with the same old
-/// news from all choosing the same node.
+/// Whether the conversation's last turn says enough to send the next one there without asking: then the answer to a
+/// probe would be ideal, and nobody else could be much better. Should that be wrong, the node refuses.
+pub fn choose_known(work: &Work, host: &Host, turn: Turn, now: Moment) -> Option<Choice> {
+    let is_fresh = now.since(turn.heard) < KNOWN;
+    if !is_fresh || !host.fits(work) || !host.has_free_slot() || !covers(turn.tokens, work.prompt) {
+        return None;
+    }
+    let mut promised = host.stale_estimate(work, now);
+    promised.cached = turn.tokens.min(work.prompt);
+    promised.prefill = promised.prefill * (1.0 - promised.cached as f32 / work.prompt.max(1) as f32);
+    let (node, score) = (host.node, promised.score(work.class, host.rtt));
+    Some(Choice { node, reason: Reason::Known, score, promised, max_wait: Some(SLACK) })
+}
+
+/// Nobody answered in time: of two drawn ones the better by what was heard. Drawing two keeps gateways with the same
+/// old news from all choosing the same node.
 pub fn choose_unheard(work: &Work, candidates: &Candidates, dice: &mut Dice) -> Option<Choice> {
     if candidates.is_empty() {
         return None;
@@ -198,6 +219,29 @@ mod tests {
         // Half of 200 draws fall on the best one; the spread of such a count is about 10.
         let explored = explored.count();
         assert!((50..150).contains(&explored), "{explored}");
+    }
+
+    #[test]
+    fn a_next_turn_goes_unasked_where_the_last_one_was_a_moment_ago() {
+        let (mut fleet, start) = (Fleet::default(), Moment::default());
+        fleet.hear(node(1), crate::Facts { free_slots: 1, ..warm() }, Seconds::ZERO, start);
+        let turn = Turn { node: node(1), tokens: 900, heard: start };
+        let known = |fleet: &Fleet, turn: Turn, millis, context| {
+            let work = Work { context, ..work(1000, 100) };
+            let now = start + Duration::from_millis(millis);
+            choose_known(&work, fleet.get(node(1)).unwrap(), turn, now)
+        };
+        let choice = known(&fleet, turn, 999, None).unwrap();
+        assert_eq!((choice.node, choice.reason, choice.max_wait), (node(1), Reason::Known, Some(SLACK)));
+        let prefill = choice.promised.prefill.get();
+        assert!((prefill - 0.1).abs() < 1e-3, "{prefill}");
+        assert!(known(&fleet, turn, 1000, None).is_none(), "too long ago");
+        assert!(known(&fleet, turn, 0, Some(8192)).is_none(), "it would have to load");
+        assert!(known(&fleet, Turn { tokens: 799, ..turn }, 0, None).is_none(), "most of the prompt is new");
+        fleet.sent(node(1));
+        assert!(known(&fleet, turn, 0, None).is_none(), "its slot is taken");
+        fleet.ended(node(1));
+        assert!(known(&fleet, turn, 0, None).is_some());
     }
 
     #[test]

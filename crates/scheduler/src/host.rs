@@ -56,13 +56,21 @@ impl Host {
         self.ratio
     }
 
+    pub(crate) fn fits(&self, work: &Work) -> bool {
+        self.facts.resident.is_some_and(|window| work.context.is_none_or(|needed| needed <= window))
+    }
+
+    /// As far as is known, and what this gateway sent counted.
+    pub(crate) fn has_free_slot(&self) -> bool {
+        self.sent < self.facts.free_slots
+    }
+
     /// A guess from what was heard: good for finding whom to ask, not for choosing.
     pub fn stale_estimate(&self, work: &Work, now: Moment) -> Estimate {
-        let Facts { resident, slots, free_slots, wait, load, prefill_rate, step } = self.facts;
-        let fits = resident.is_some_and(|window| work.context.is_none_or(|needed| needed <= window));
+        let Facts { slots, free_slots, wait, load, prefill_rate, step, .. } = self.facts;
         let alone = Place {
             wait: Seconds::ZERO,
-            load: if fits { Seconds::ZERO } else { load },
+            load: if self.fits(work) { Seconds::ZERO } else { load },
             cached: 0,
             prefill_before: Seconds::ZERO,
             prefill_rate,
@@ -149,6 +157,15 @@ impl Fleet {
         }
     }
 
+    /// A request that was sent there is over.
+    pub fn ended(&mut self, node: NodeId) {
+        if let Some(host) = self.get_mut(node) {
+            // Where it was sent before the node was last heard, its word counts it, and this is one too few until the
+            // next.
+            host.sent = host.sent.saturating_sub(1);
+        }
+    }
+
     /// What was promised until the first token, and what it took.
     pub fn observed(&mut self, node: NodeId, promised: Seconds, took: Duration) {
         if let Some(host) = self.get_mut(node) {
@@ -201,6 +218,9 @@ mod tests {
         assert!(once > Seconds::ZERO);
         fleet.sent(node(1));
         assert!(wait(&fleet) > once);
+        fleet.ended(node(1));
+        assert_eq!(wait(&fleet), once);
+        fleet.sent(node(1));
         fleet.hear(node(1), facts, Seconds::ZERO, Moment::default());
         assert_eq!(wait(&fleet), Seconds::ZERO);
     }

@@ -1,6 +1,6 @@
 //! Events by hand, without a clock.
 
-use scheduler::{Chain, Class, Estimate, Facts, Tenant};
+use scheduler::{Chain, ChainKey, ChainWriter, Class, Estimate, Facts, Tenant};
 
 use super::*;
 
@@ -50,7 +50,11 @@ impl Table {
     }
 
     fn begin(&mut self) -> (Attempt, Effect) {
-        let attempt = Attempt::new(RequestId::from_bytes([1; 16]), work(), true, self.now);
+        self.begin_with(work())
+    }
+
+    fn begin_with(&mut self, work: Work) -> (Attempt, Effect) {
+        let attempt = Attempt::new(RequestId::from_bytes([1; 16]), work, true, self.now);
         self.on(attempt, Event::Begin)
     }
 
@@ -74,6 +78,13 @@ impl Table {
     }
 }
 
+/// Work of a conversation.
+fn spoken() -> Work {
+    let mut writer = ChainWriter::new(&ChainKey::derive(b"mesh"), work().model);
+    writer.push(b"what is a mesh");
+    Work { chain: writer.finish(None), ..work() }
+}
+
 fn broken() -> Failure {
     Failure::Broken("reset".into())
 }
@@ -86,10 +97,41 @@ fn the_node_that_promises_most_gets_it_and_its_answer_is_the_clients() {
     assert_eq!(chosen, node(2));
     let (attempt, effect) = table.on(attempt, Event::FirstByte { well: true });
     assert!(matches!(effect, Effect::Deliver));
-    assert_eq!(table.desk.owners.get(0), Some(node(2)), "the next turn goes there");
     let (_, effect) = table.on(attempt, Event::Ended);
     assert!(matches!(effect, Effect::Done) && table.desk.pulses.is_empty());
     assert_eq!(table.desk.traces.last(9).len(), 1);
+}
+
+#[test]
+fn a_conversation_goes_on_where_it_was_without_a_question_and_with_one_later() {
+    let mut table = Table::new(2);
+    let begun = table.begin_with(spoken());
+    let (attempt, chosen) = table.promised(begun, &[(1, 5.0), (2, 1.0)]);
+    let (attempt, _) = table.on(attempt, Event::FirstByte { well: true });
+    table.pass(30.0);
+    table.on(attempt, Event::Ended);
+    assert_eq!(table.desk.owners.get(spoken().chain.conversation()).map(|turn| turn.node), Some(chosen));
+
+    table.pass(0.9);
+    let (attempt, effect) = table.begin_with(spoken());
+    assert!(matches!(effect, Effect::Send { node, max_wait: Some(_) } if node == chosen), "{effect:?}");
+    let (attempt, effect) = table.on(attempt, Event::Failed(Failure::Refused(Refusal::Wait(promise(9.0)))));
+    assert!(matches!(effect, Effect::Probe(_)), "it was not so, and all are asked: {effect:?}");
+    table.on(attempt, Event::Gone);
+    table.pass(1.0);
+    let effect = table.begin_with(spoken()).1;
+    assert!(matches!(effect, Effect::Probe(_)), "{effect:?}");
+}
+
+#[test]
+fn requests_without_a_conversation_follow_nobody() {
+    let mut table = Table::new(2);
+    let begun = table.begin();
+    let (attempt, _) = table.promised(begun, &[(1, 5.0), (2, 1.0)]);
+    let (attempt, _) = table.on(attempt, Event::FirstByte { well: true });
+    table.on(attempt, Event::Ended);
+    let effect = table.begin().1;
+    assert!(matches!(effect, Effect::Probe(_)), "{effect:?}");
 }
 
 #[test]
