@@ -28,6 +28,9 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
 const IDLE_MAX: usize = 64;
 /// Kept for so long. Servers close what idles too, and a request on a connection that is just being closed is lost.
 const IDLE_FOR: Duration = Duration::from_secs(30);
+/// A kept connection that was closed meanwhile breaks within a round trip. One that breaks later broke over the request,
+/// and asking again would be a second try.
+const STALE_MAX: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 pub(crate) struct Pool<K> {
@@ -83,8 +86,11 @@ impl<K: Clone + PartialEq> Pool<K> {
             }
             // One that was closed while it idled says so only now. Nothing of an answer came, so asking again over a
             // fresh one shows nothing twice.
-            if let Ok(response) = kept.sender.send_request(request.clone()).await {
-                return Ok(self.answer(key, kept, response));
+            let sent = Instant::now();
+            match kept.sender.send_request(request.clone()).await {
+                Ok(response) => return Ok(self.answer(key, kept, response)),
+                Err(_) if sent.elapsed() < STALE_MAX => {}
+                Err(error) => return Err(Error::Broken(error)),
             }
         }
         let stream = timeout(connect_max, dial).await.map_err(|_| Error::Late(connect_max))?.map_err(Error::Connect)?;
@@ -168,5 +174,61 @@ impl HttpBody for Whole {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.0.len() as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+    use tokio::time::sleep;
+
+    use super::*;
+
+    const MAX: Duration = Duration::from_secs(30);
+
+    /// Answers one request, and breaks over the next after so long.
+    async fn breaks(mut stream: DuplexStream, after: Duration) {
+        let mut request = [0; 4096];
+        assert!(stream.read(&mut request).await.unwrap() > 0);
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        assert!(stream.read(&mut request).await.unwrap() > 0);
+        sleep(after).await;
+    }
+
+    /// How often a connection was made for two requests one after the other, and what became of the second.
+    async fn second(after: Duration) -> (u32, Result<(), Error>) {
+        let (pool, mut peers) = (Pool::new(), JoinSet::new());
+        let mut dialled = 0;
+        let mut last = Ok(());
+        for _ in 0..2 {
+            let dial = async {
+                dialled += 1;
+                let (near, far) = duplex(4096);
+                peers.spawn(breaks(far, after));
+                Ok(near)
+            };
+            last = match timeout(MAX, pool.send((), Request::new(Whole::default()), MAX, dial)).await.unwrap() {
+                Ok(response) => {
+                    assert!(response.into_body().bytes().await.is_none());
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            };
+        }
+        (dialled, last)
+    }
+
+    #[tokio::test]
+    async fn a_kept_connection_that_was_closed_meanwhile_is_replaced() {
+        let (dialled, last) = second(Duration::ZERO).await;
+        last.unwrap();
+        assert_eq!(dialled, 2);
+    }
+
+    #[tokio::test]
+    async fn one_that_breaks_over_the_request_is_not_asked_again() {
+        let (dialled, last) = second(STALE_MAX).await;
+        assert!(matches!(last, Err(Error::Broken(_))), "{last:?}");
+        assert_eq!(dialled, 1);
     }
 }

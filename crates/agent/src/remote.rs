@@ -105,7 +105,8 @@ impl Remote {
         headers.insert(HOST, HeaderValue::from_static("omx"));
         headers.insert(ASK, ask.parse().expect("hex stands in a header"));
         let sent = self.pool.send(node, request, limits.connect, dial);
-        let response = timeout(limits.connect + limits.head, sent).await.map_err(|_| Error::Silent(limits.head))?;
+        let response =
+            timeout(limits.connect.saturating_add(limits.head), sent).await.map_err(|_| Error::Silent(limits.head))?;
         let (head, mut body) = response.map_err(Error::Unreachable)?.into_parts();
         if let Some(failure) = head.headers.get(FAILURE) {
             // Nothing stands behind the head; seeing that gives the connection back.
