@@ -36,6 +36,10 @@ async fn an_answer_comes_line_by_line_as_the_backend_wrote_it() {
     let last: seen::Last = serde_json::from_slice(lines.last().unwrap()).unwrap();
     assert_eq!((last.done, last.eval_count), (true, 20));
     assert_eq!(bench.agent.running(), 0);
+    let facts = bench.agent.facts();
+    assert_eq!((facts.state, facts.version), (State::Up, Some(fakes::Config::default().version)));
+    assert_eq!((&facts.models[0].names[..], facts.models[0].facts.slots), (&[NAME.to_owned()][..], 1));
+    assert!(facts.models[0].facts.resident.is_some());
     assert!(
         bench.agent.probe(&bench.ask().work, Seconds::ZERO).unwrap().estimate.load == Seconds::ZERO,
         "it is loaded now"
