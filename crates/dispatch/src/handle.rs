@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until};
 use types::{NodeId, RequestId};
 
 use crate::error::{Cut, Error, Failure};
-use crate::state::{Attempt, Desk, Effect, Event, Sight};
+use crate::state::{Attempt, Desk, Effect, Event, Figures, Sight};
 use crate::task::Task;
 use crate::trace::Trace;
 
@@ -163,6 +163,10 @@ impl<A: Agents, H: Hosts> Handle<A, H> {
     /// The node has left the mesh, or is up again after it was down: what was held against it is void.
     pub fn forget(&self, node: NodeId) {
         self.0.lock().forget(node);
+    }
+
+    pub fn figures(&self) -> Figures {
+        self.0.lock().figures
     }
 
     /// Requests that nodes have now.

@@ -38,6 +38,27 @@ pub(crate) struct Desk {
     pub(crate) owners: Owners,
     pub(crate) traces: Traces,
     pub(crate) dice: Dice,
+    pub(crate) figures: Figures,
+}
+
+/// What was, since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Figures {
+    pub requests: u64,
+    /// Times that one was sent to a node, refusals included.
+    pub sends: u64,
+    /// Of these, the ones charged to the budget.
+    pub retries: u64,
+    /// And those that went where a conversation was, without a question.
+    pub unasked: u64,
+    /// And those for which nobody answered in time.
+    pub unheard: u64,
+    /// Came to nothing before the first byte.
+    pub failed: u64,
+    /// Broke off after it.
+    pub cut: u64,
+    /// Their clients left.
+    pub cancelled: u64,
 }
 
 /// What one step of one request may see and change.
@@ -130,6 +151,7 @@ impl Desk {
             owners: Owners::new(OWNERS),
             traces: Traces::default(),
             dice: Dice::new(seed),
+            figures: Figures::default(),
         }
     }
 
@@ -193,6 +215,7 @@ impl Attempt {
             (stage, Event::Tick) if is_late => step.late(&stage),
             (Stage::Choosing, Event::Begin) => {
                 step.sight.desk.budget.earn();
+                step.sight.desk.figures.requests += 1;
                 step.ask()
             }
             (Stage::Probing { asked, answers, until }, Event::Answered(node, answer)) => {
@@ -339,6 +362,12 @@ impl Step<'_, '_> {
         fleet.sent(node);
         desk.breakers.sent(self.work.model, node, *now);
         desk.pulses.enter(node, *now);
+        desk.figures.sends += 1;
+        match reason {
+            Reason::Known => desk.figures.unasked += 1,
+            Reason::Degraded => desk.figures.unheard += 1,
+            Reason::Best | Reason::Cached | Reason::Explored => {}
+        }
         let overdue = is_promise(reason).then(|| {
             let rest = if self.streams { Seconds::ZERO } else { promised.decode };
             *now + Duration::from(((promised.ttft() + rest + promised.deviation) * OVERDUE).max(OVERDUE_MIN))
@@ -383,6 +412,7 @@ impl Step<'_, '_> {
                 return self.give_up();
             }
             self.course.retries += 1;
+            self.sight.desk.figures.retries += 1;
         }
         self.ask()
     }
@@ -402,6 +432,7 @@ impl Step<'_, '_> {
             return stays;
         }
         self.course.retries += 1;
+        desk.figures.retries += 1;
         if self.streams {
             fleet.observed(on.node, on.promised.ttft(), now.since(since));
         }
@@ -486,11 +517,18 @@ impl Step<'_, '_> {
             Stage::Streaming { on } => self.release(*on, true),
             Stage::Choosing | Stage::Probing { .. } | Stage::Done => {}
         }
+        self.sight.desk.figures.cancelled += 1;
         self.note(What::Cancelled);
         self.close(Effect::Done)
     }
 
     fn close(&mut self, effect: Effect) -> Next {
+        let figures = &mut self.sight.desk.figures;
+        match effect {
+            Effect::Fail(_) => figures.failed += 1,
+            Effect::Cut(_) => figures.cut += 1,
+            _ => {}
+        }
         let trace = &mut self.course.trace;
         let steps = std::mem::take(&mut trace.steps);
         self.sight.desk.traces.keep(Trace { steps, ..trace.clone() });

@@ -221,7 +221,7 @@ async fn whoever_leaves_takes_the_request_along_at_every_stage() {
     }
     let cancelled = |steps: &[dispatch::Step]| matches!(steps.last().unwrap().what, What::Cancelled);
     let count = gateway.traces(1000).iter().filter(|trace| cancelled(&trace.steps)).count();
-    assert!(count > 500, "{count}");
+    assert!(count > 500 && gateway.figures().cancelled == count as u64, "{count}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -316,6 +316,9 @@ async fn a_thousand_requests_over_nodes_that_die_hang_and_fail() {
         let retries = books.taken - REQUESTS as u32;
         assert!(retries > 0 && retries <= REQUESTS as u32 / 10, "seed {seed}: {retries} retries");
         assert!(cut > 0 && cut < 200, "seed {seed}: {cut} cut");
+        let figures = gateway.figures();
+        assert_eq!((figures.requests, figures.retries), (REQUESTS, retries.into()), "seed {seed}: {figures:?}");
+        assert_eq!((figures.failed, figures.cut, figures.cancelled), (0, cut as u64, 0), "seed {seed}");
         drop(books);
         assert_eq!((mesh.active(), gateway.running()), (0, 0));
     }
