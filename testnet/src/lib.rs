@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use node::{Condition, Node, RunInfo};
-pub use wait::wait_until;
+pub use wait::{output_within, wait_until};
 
 /// From all processes running to every node knowing every member.
 const MEMBERS_LIMIT: Duration = Duration::from_secs(60);

@@ -47,7 +47,7 @@ pub(crate) fn poll<T>(
 }
 
 /// Like `Command::output`, but a process that does not end within `limit` is killed.
-pub(crate) fn output_within(command: &mut Command, limit: Duration) -> anyhow::Result<Output> {
+pub fn output_within(command: &mut Command, limit: Duration) -> anyhow::Result<Output> {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let stdout = drain(child.stdout.take().expect("stdout is a pipe, as set above"));
     let stderr = drain(child.stderr.take().expect("stderr is a pipe, as set above"));

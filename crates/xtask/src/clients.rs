@@ -30,9 +30,9 @@ struct Faq {
 }
 
 #[derive(Deserialize)]
-struct Entry {
-    questions: Vec<String>,
-    answer: String,
+pub(crate) struct Entry {
+    pub(crate) questions: Vec<String>,
+    pub(crate) answer: String,
 }
 
 pub(crate) fn run(binary: &Path) -> anyhow::Result<Outcome> {
@@ -69,13 +69,18 @@ fn ask(binary: &Path, scratch: &Path, clients: Vec<Command>) -> anyhow::Result<(
 
 /// Each entry's first wording and its answer, for languages that may lack a reader of TOML.
 fn questions() -> anyhow::Result<String> {
-    let text = fs::read_to_string(workspace().join("testnet/model/faq.toml")).context("failed to read the FAQ")?;
-    let faq: Faq = toml::from_str(&text).context("failed to understand the FAQ")?;
-    let entries = faq.entry.iter().filter_map(|entry| {
+    let faq = faq()?;
+    let entries = faq.iter().filter_map(|entry| {
         let question = entry.questions.first()?;
         Some(serde_json::json!({ "question": question, "answer": entry.answer.trim() }))
     });
     Ok(serde_json::Value::Array(entries.collect()).to_string())
+}
+
+/// What the first model knows.
+pub(crate) fn faq() -> anyhow::Result<Vec<Entry>> {
+    let text = fs::read_to_string(workspace().join("testnet/model/faq.toml")).context("failed to read the FAQ")?;
+    Ok(toml::from_str::<Faq>(&text).context("failed to understand the FAQ")?.entry)
 }
 
 fn cache() -> anyhow::Result<PathBuf> {

@@ -1,4 +1,4 @@
-//! The repository's own commands: `cargo xtask up | build | test | testnet | fake-ollama | golden`.
+//! The repository's own commands: `cargo xtask up | build | test | clients | testnet | fake-ollama | golden | newcomer`.
 //!
 //! They link none of the product's crates, so that they are there within seconds on a fresh machine.
 
@@ -7,6 +7,7 @@ mod clients;
 mod engine_tools;
 mod fake_ollama;
 mod golden;
+mod newcomer;
 mod test;
 mod testnet;
 mod tools;
@@ -47,6 +48,8 @@ enum Command {
     FakeOllama(fake_ollama::Arguments),
     /// Hold a server against the table of what Ollama answers
     Golden(golden::Arguments),
+    /// Type what the README says into a fresh clone, as on a machine without Ollama; builds what users get
+    Newcomer(newcomer::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -80,5 +83,6 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Testnet(arguments) => testnet::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::FakeOllama(arguments) => fake_ollama::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Golden(arguments) => golden::run(&arguments),
+        Command::Newcomer(arguments) => newcomer::run(&arguments).map(|()| ExitCode::SUCCESS),
     }
 }
