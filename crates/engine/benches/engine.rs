@@ -1,22 +1,72 @@
 //! Tokens per CPU second, one stream and eight, and what a loaded model takes: `docs/results` has the figures.
 //!
-//! `cargo bench -p engine --features llama --bench engine -- FILE [PROMPT_WORDS] [ANSWER_TOKENS]`
+//! `cargo bench -p engine --features llama --bench engine -- FILE [PROMPT_WORDS] [ANSWER_TOKENS]` measures inside this
+//! process. With `against` for a file it is measured beside llama.cpp's own server, both over HTTP, by the Python script
+//! that lies here; that one starts this program again with `serve`.
 
+use std::io::{Read, Write};
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
 use std::time::Instant;
 
+use engine::library::{self, Library};
 use engine::runner::{Answer, Done, Event, Job, LoadOptions, Loader, Prompt, Runner, Sampling, Spec};
+use engine::serve::{self, Secret, Server};
 use engine::{Config, Error, Llama};
 use futures::future::join_all;
+use ollama::Folder;
+use ollama::folder::Texts;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 const ROUNDS: u32 = 20;
 
 fn main() {
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
     let file = arguments.next().expect("the first argument is a GGUF file");
+    match file.as_str() {
+        "against" => return against(),
+        "serve" => {
+            let [file, slots, secret] = [(); 3].map(|()| arguments.next().expect("a file, a number and a secret"));
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+            return runtime.expect("a runtime").block_on(serve(&file, slots.parse().expect("a number"), secret));
+        }
+        _ => {}
+    }
     let mut number = |default: usize| arguments.next().map_or(default, |text| text.parse().expect("a number"));
     let (prompt, answer) = (number(100), number(128));
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(run(&file, prompt, answer as u32));
+}
+
+fn against() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/against_llama_server.py");
+    let program = std::env::current_exe().expect("this program has a file");
+    let status = Command::new("python3").arg(script).arg("against").arg(program).status().expect("python3 is there");
+    assert!(status.success(), "{status}");
+}
+
+/// As `omx engine` does, with as many slots as asked for, until stdin ends.
+async fn serve(file: &str, slots: u32, secret: String) {
+    let scratch = tempfile::tempdir().expect("a folder");
+    let folder = Folder::open(scratch.path()).expect("a models folder");
+    let mut weights = std::fs::File::open(file).expect("a model");
+    folder.install(&"model".parse().expect("a name"), &mut weights, &Texts::default()).expect("installed");
+    let llama = Llama::new(Config { slots: Some(slots), ..Config::default() });
+    let (library, task) = Library::new(library::Config::default(), Arc::new(llama));
+    let config = serve::Config { secret: Secret::from_text(secret), version: "bench".to_owned() };
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+    println!("{}", listener.local_addr().expect("it is bound"));
+    std::io::stdout().flush().expect("somebody reads");
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(task.run(stop.clone()));
+    tasks.spawn(Server::new(config, folder, library).run(listener, stop));
+    let ended = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
+    ended.await.expect("reading does not panic").expect("stdin is a pipe");
 }
 
 async fn run(file: &str, prompt: usize, answer: u32) {

@@ -80,11 +80,14 @@ async fn its_answers_are_those_of_llama_server_alone() {
     let model = load(1);
     let expected = expected();
     assert!(expected.len() > 60);
+    let mut long = 0;
     for Expected { prompt, limit, text } in expected {
         let (said, done) = answer(&*model, greedy(prompt.clone(), limit)).await;
         assert_eq!(said, text, "{prompt:?}");
         assert_eq!(done.ended == Ended::Length, done.output_tokens == limit, "{prompt:?}");
+        long += u32::from(done.output_tokens >= 120);
     }
+    assert!(long >= 5, "{long} answers are long enough to die in the middle of");
 }
 
 #[tokio::test]
