@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use axum::Json;
+use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use node::{Refused, RegistryError};
@@ -86,14 +87,25 @@ impl Failure {
 
 impl Failure {
     /// In Ollama's shape, for its routes: one text.
-    pub(crate) fn into_ollamas(mut self) -> Response {
+    pub(crate) fn into_ollamas(self) -> Response {
+        self.with_body(|_, native| native.into())
+    }
+
+    /// In OpenAI's shape, for its routes.
+    pub(crate) fn into_openais(self) -> Response {
+        self.with_body(|status, native| openai::Error::of_native(status.as_u16(), native.as_bytes()).body().into())
+    }
+
+    /// The same head before another body, made of Ollama's.
+    fn with_body(mut self, body: impl FnOnce(StatusCode, String) -> Body) -> Response {
         let text = match self.hint.take() {
             Some(hint) => format!("{} ({hint})", self.message),
             None => self.message.clone(),
         };
+        let body = body(self.status, serde_json::json!({ "error": text }).to_string());
         let (mut head, _) = self.into_response().into_parts();
         head.headers.remove(header::CONTENT_LENGTH);
-        Response::from_parts(head, Json(serde_json::json!({ "error": text })).into_response().into_body())
+        Response::from_parts(head, body)
     }
 }
 

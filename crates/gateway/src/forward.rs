@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{HeaderName, Request, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, header};
 use axum::response::Response;
 use http_body_util::Full;
 use hyper::body::{Body as HttpBody, Bytes, Frame, Incoming, SizeHint};
@@ -19,6 +19,7 @@ use node::{Unavailable, Way};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
+use crate::face::Face;
 use crate::failure::Failure;
 use crate::route::Raw;
 
@@ -29,7 +30,19 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 const ABOUT_THE_BODY: [HeaderName; 2] = [header::CONTENT_TYPE, header::ACCEPT];
 
 pub(crate) async fn forward(raw: Raw) -> Result<Response, Failure> {
-    let ways = raw.face.api().backend().ways()?;
+    let path = raw.uri.path_and_query().map_or("/", |path| path.as_str());
+    ask(&raw.face, raw.method, path, &raw.headers, raw.body).await
+}
+
+/// What the backend answers to one request.
+pub(crate) async fn ask(
+    face: &Face,
+    method: Method,
+    path: &str,
+    headers: &HeaderMap,
+    body: Bytes,
+) -> Result<Response, Failure> {
+    let ways = face.api().backend().ways()?;
     let lost = |why: &dyn std::fmt::Display| {
         Failure::new(StatusCode::BAD_GATEWAY, "backend", format!("what runs models here did not answer: {why}"))
             .hint("`omx doctor` looks what is wrong")
@@ -42,17 +55,16 @@ pub(crate) async fn forward(raw: Raw) -> Result<Response, Failure> {
     let mut driver = JoinSet::new();
     driver.spawn(async move { drop(connection.await) });
 
-    let path = raw.uri.path_and_query().map_or("/", |path| path.as_str());
-    let mut request = Request::builder().method(raw.method).uri(path).header(header::HOST, at.authority());
+    let mut request = Request::builder().method(method).uri(path).header(header::HOST, at.authority());
     for name in ABOUT_THE_BODY {
-        if let Some(value) = raw.headers.get(&name) {
+        if let Some(value) = headers.get(&name) {
             request = request.header(name, value);
         }
     }
     if let Some((name, value)) = &secret {
         request = request.header(*name, value.expose());
     }
-    let request = request.body(Full::new(raw.body)).map_err(Failure::internal)?;
+    let request = request.body(Full::new(body)).map_err(Failure::internal)?;
     let (head, body) = sender.send_request(request).await.map_err(|error| lost(&error))?.into_parts();
     let mut response = Response::new(Body::new(Held { body, _driver: driver }));
     *response.status_mut() = head.status;
@@ -77,7 +89,9 @@ async fn first(ways: Vec<Way>) -> io::Result<(Way, TcpStream)> {
 
 /// As Ollama says who it is.
 pub(crate) async fn root(_: Raw) -> Result<Response, Failure> {
-    Ok(Response::new(Body::from("Ollama is running")))
+    let mut response = Response::new(Body::from("Ollama is running"));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    Ok(response)
 }
 
 impl From<Unavailable> for Failure {

@@ -19,6 +19,7 @@ mod health;
 mod host;
 mod listen;
 mod metrics;
+mod openai;
 mod openapi;
 mod pace;
 mod route;

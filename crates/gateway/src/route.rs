@@ -72,6 +72,7 @@ pub(crate) struct Matched(pub(crate) &'static str);
 enum Errors {
     Ours,
     Ollamas,
+    OpenAis,
 }
 
 /// A request as it came, whole.
@@ -81,6 +82,7 @@ pub(crate) struct Raw {
     pub(crate) uri: Uri,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
+    pub(crate) path: Vec<(String, String)>,
 }
 
 /// A request whose sender may ask it.
@@ -209,8 +211,8 @@ impl Route {
     {
         let of = method.clone();
         let run = move |asked: Asked| -> BoxFuture<'static, _> {
-            let Asked { face, uri, headers, body, .. } = asked;
-            Box::pin(run(Raw { face, method: of.clone(), uri, headers, body }))
+            let Asked { face, uri, headers, body, path, .. } = asked;
+            Box::pin(run(Raw { face, method: of.clone(), uri, headers, body, path }))
         };
         Self {
             body_max: if method == Method::GET { 0 } else { OLLAMA_BODY_MAX },
@@ -226,6 +228,21 @@ impl Route {
             errors: Errors::Ollamas,
             run: Box::new(run),
         }
+    }
+
+    /// One of OpenAI's, likewise.
+    pub(crate) fn openais<F>(
+        method: Method,
+        path: &'static str,
+        need: Need,
+        about: &'static str,
+        run: fn(Raw) -> F,
+    ) -> Self
+    where
+        F: Future<Output = Result<Response, Failure>> + Send + 'static,
+    {
+        let route = Self::ollamas(method, path, need, about, run);
+        Self { answer: Answers::Other("application/json"), errors: Errors::OpenAis, ..route }
     }
 
     /// A change, with what it takes in the body. No body is an empty one.
@@ -285,6 +302,7 @@ impl Route {
             Err(failure) => match self.errors {
                 Errors::Ours => failure.into_response(),
                 Errors::Ollamas => failure.into_ollamas(),
+                Errors::OpenAis => failure.into_openais(),
             },
         };
         response.extensions_mut().insert(Matched(self.path));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{Method, Request};
+use axum::http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use axum::response::IntoResponse;
 use axum::routing::{MethodFilter, on};
 use types::Scope;
@@ -15,7 +15,7 @@ use crate::access::Need;
 use crate::face::{Face, Service};
 use crate::failure::Failure;
 use crate::route::{Answers, Route};
-use crate::{admin, forward, health, metrics, openapi};
+use crate::{admin, forward, health, metrics, openai, openapi};
 
 const READ: Need = Need::Scope(Scope::Read);
 const ADMIN: Need = Need::Scope(Scope::Admin);
@@ -84,6 +84,23 @@ pub(crate) fn routes() -> Vec<Route> {
         ollama(Method::POST, "/api/copy", MODELS, "Give a model one more name"),
         ollama(Method::DELETE, "/api/delete", MODELS, "Delete a model"),
         ollama(Method::POST, "/api/pull", MODELS, "Fetch a model, where the backend can"),
+        Route::openais(
+            Method::POST,
+            "/v1/chat/completions",
+            INFER,
+            "Answer in a conversation, as OpenAI's API",
+            openai::chat,
+        ),
+        Route::openais(
+            Method::POST,
+            "/v1/completions",
+            INFER,
+            "Continue a prompt, as OpenAI's API",
+            openai::completions,
+        ),
+        Route::openais(Method::POST, "/v1/embeddings", INFER, "Vectors of texts, as OpenAI's API", openai::embeddings),
+        Route::openais(Method::GET, "/v1/models", READ, "The models there are, as OpenAI's API", openai::models),
+        Route::openais(Method::GET, "/v1/models/{model}", READ, "One model, as OpenAI's API", openai::model),
         Route::read("/healthz/live", Need::Nothing, "Whether this process answers", health::live),
         health::ready_route(),
         Route::other("/metrics", READ, "Figures for Prometheus", Answers::Other(metrics::MEDIA_TYPE), metrics::serve),
@@ -110,9 +127,23 @@ pub(crate) fn router(face: Arc<Face>, routes: Vec<Route>) -> Router {
         router.route(path, on(filter, serve))
     });
     routes
-        .fallback(async || Failure::no_route().into_response())
-        .method_not_allowed_fallback(async || Failure::method().into_response())
+        .fallback(async |uri: Uri| match is_ollamas(&uri) {
+            true => (StatusCode::NOT_FOUND, PLAIN, "404 page not found").into_response(),
+            false => Failure::no_route().into_response(),
+        })
+        .method_not_allowed_fallback(async |uri: Uri| match is_ollamas(&uri) {
+            true => (StatusCode::METHOD_NOT_ALLOWED, PLAIN, "405 method not allowed").into_response(),
+            false => Failure::method().into_response(),
+        })
         .with_state(face)
+}
+
+/// Ollama's router names no charset.
+const PLAIN: [(HeaderName, HeaderValue); 1] = [(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"))];
+
+/// Whether its clients would look for it there; they are told as it tells them.
+fn is_ollamas(uri: &Uri) -> bool {
+    ["/api/", "/v1/"].iter().any(|prefix| uri.path().starts_with(prefix))
 }
 
 #[cfg(test)]

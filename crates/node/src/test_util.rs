@@ -1,5 +1,6 @@
 //! A mesh of one in memory, for the tests of what stands on this crate. Its registry is the real one.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,8 +22,18 @@ pub struct Solo {
 }
 
 impl Solo {
-    /// Returns when it leads.
+    /// Returns when it leads. Nothing on it runs models.
     pub async fn start() -> Self {
+        Self::with(Backend::none("a test needs none".to_owned())).await
+    }
+
+    /// With something that speaks as Ollama there.
+    pub async fn before(ollama: SocketAddr) -> Self {
+        let at = format!("http://{ollama}").parse().expect("an address makes an endpoint");
+        Self::with(Backend::ollama(vec![at], "the test says so".to_owned())).await
+    }
+
+    async fn with(backend: Backend) -> Self {
         let keypair = Keypair::generate();
         let (net, net_task) = Fabric::new(1, Clock::tokio()).join(keypair.node_id());
         let log = store::Log::memory();
@@ -51,7 +62,7 @@ impl Solo {
         tasks.spawn(async move {
             task.run(CancellationToken::new()).await;
         });
-        Self { api: Api::new(cluster, net, log, Backend::none("a test needs none".to_owned())), _tasks: tasks }
+        Self { api: Api::new(cluster, net, log, backend), _tasks: tasks }
     }
 
     /// Makes something happen.

@@ -32,7 +32,7 @@ use Needs::{Admin, Infer, Machine, Models, Nothing, Read};
 
 /// Method, route, a path of it, a body, what it needs, and the status of whoever gets through. Some get through to a
 /// refusal of the registry's: the only voter cannot be removed, and some of what is named here is not there.
-const ROWS: [(&str, &str, &str, &str, Needs, u16); 37] = [
+const ROWS: [(&str, &str, &str, &str, Needs, u16); 42] = [
     ("GET", "/omx/v1/status", "/omx/v1/status", "", Read, 200),
     ("GET", "/omx/v1/nodes", "/omx/v1/nodes", "", Read, 200),
     ("GET", "/omx/v1/nodes/{node}", "/omx/v1/nodes/solo", "", Read, 200),
@@ -68,10 +68,17 @@ const ROWS: [(&str, &str, &str, &str, Needs, u16); 37] = [
     ("POST", "/api/copy", "/api/copy", "{}", Models, 503),
     ("DELETE", "/api/delete", "/api/delete", "{}", Models, 503),
     ("POST", "/api/pull", "/api/pull", "{}", Models, 503),
+    ("POST", "/v1/chat/completions", "/v1/chat/completions", CHAT, Infer, 503),
+    ("POST", "/v1/completions", "/v1/completions", r#"{"model":"m","prompt":"p"}"#, Infer, 503),
+    ("POST", "/v1/embeddings", "/v1/embeddings", r#"{"model":"m","input":"i"}"#, Infer, 503),
+    ("GET", "/v1/models", "/v1/models", "", Read, 503),
+    ("GET", "/v1/models/{model}", "/v1/models/m", "", Read, 503),
     ("GET", "/healthz/live", "/healthz/live", "", Nothing, 200),
     ("GET", "/healthz/ready", "/healthz/ready", "", Nothing, 200),
     ("GET", "/metrics", "/metrics", "", Read, 200),
 ];
+
+const CHAT: &str = r#"{"model":"m","messages":[{"role":"user","content":"?"}]}"#;
 
 struct Rig {
     solo: Solo,

@@ -1,0 +1,159 @@
+//! `/v1/*`: OpenAI's API, asked of the backend in Ollama's terms and told in OpenAI's.
+
+use std::convert::Infallible;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ::openai::{Error, Ids, Stream, chat, completions, embeddings, models};
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::response::Response;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+
+use crate::face::Face;
+use crate::failure::Failure;
+use crate::forward;
+use crate::route::Raw;
+
+/// An answer in one piece: some thousand vectors of some thousand numbers.
+const ANSWER_MAX: usize = 256 << 20;
+
+pub(crate) async fn chat(raw: Raw) -> Result<Response, Failure> {
+    told(async {
+        let request = chat::Request::read(&raw.body)?;
+        let answer = ask(&raw.face, Method::POST, "/api/chat", request.native()).await?;
+        match request.streams() {
+            true => Ok(streamed(answer, request.stream(&ids()))),
+            false => Ok(whole(request.whole(&collected(answer).await?, &ids())?)),
+        }
+    })
+    .await
+}
+
+pub(crate) async fn completions(raw: Raw) -> Result<Response, Failure> {
+    told(async {
+        let request = completions::Request::read(&raw.body)?;
+        let answer = ask(&raw.face, Method::POST, "/api/generate", request.native()).await?;
+        match request.streams() {
+            true => Ok(streamed(answer, request.stream(&ids()))),
+            false => Ok(whole(request.whole(&collected(answer).await?, &ids())?)),
+        }
+    })
+    .await
+}
+
+pub(crate) async fn embeddings(raw: Raw) -> Result<Response, Failure> {
+    told(async {
+        let request = embeddings::Request::read(&raw.body)?;
+        let answer = ask(&raw.face, Method::POST, "/api/embed", request.native()).await?;
+        Ok(whole(request.whole(&collected(answer).await?)?))
+    })
+    .await
+}
+
+pub(crate) async fn models(raw: Raw) -> Result<Response, Failure> {
+    told(async {
+        let answer = ask(&raw.face, Method::GET, "/api/tags", Vec::new()).await?;
+        Ok(whole(models::list(&collected(answer).await?)?))
+    })
+    .await
+}
+
+pub(crate) async fn model(raw: Raw) -> Result<Response, Failure> {
+    let model = raw.path.first().map_or("", |(_, model)| model.as_str());
+    told(async {
+        let answer = ask(&raw.face, Method::POST, "/api/show", models::show(model)).await?;
+        Ok(whole(models::one(&collected(answer).await?, model)?))
+    })
+    .await
+}
+
+/// Why there is no answer: this node's reasons, or those of whom it asked.
+enum Not {
+    Ours(Failure),
+    Theirs(Error),
+}
+
+impl From<Failure> for Not {
+    fn from(failure: Failure) -> Self {
+        Self::Ours(failure)
+    }
+}
+
+impl From<Error> for Not {
+    fn from(error: Error) -> Self {
+        Self::Theirs(error)
+    }
+}
+
+async fn told(answer: impl Future<Output = Result<Response, Not>>) -> Result<Response, Failure> {
+    match answer.await {
+        Ok(answer) => Ok(answer),
+        Err(Not::Ours(failure)) => Err(failure),
+        Err(Not::Theirs(error)) => {
+            let mut response = whole(error.body());
+            *response.status_mut() = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_GATEWAY);
+            Ok(response)
+        }
+    }
+}
+
+/// A native answer that has begun well.
+async fn ask(face: &Face, method: Method, path: &str, body: Vec<u8>) -> Result<Body, Not> {
+    let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, JSON)]);
+    let (head, body) = forward::ask(face, method, path, &headers, body.into()).await?.into_parts();
+    if head.status.is_success() {
+        return Ok(body);
+    }
+    Err(Error::of_native(head.status.as_u16(), &collected(body).await?).into())
+}
+
+async fn collected(body: Body) -> Result<Bytes, Not> {
+    match Limited::new(body, ANSWER_MAX).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            let message = format!("the answer is larger than {ANSWER_MAX} bytes");
+            Err(Failure::new(StatusCode::BAD_GATEWAY, "backend", message).into())
+        }
+        Err(_) => Err(Error::Cut.into()),
+    }
+}
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+fn whole(body: Vec<u8>) -> Response {
+    let mut response = Response::new(Body::from(body));
+    response.headers_mut().insert(header::CONTENT_TYPE, JSON);
+    response
+}
+
+/// Tells a native stream as it comes. Where that breaks off, the client is told so.
+fn streamed(native: Body, stream: Stream) -> Response {
+    let events = futures::stream::unfold(Some((native, stream)), |state| async {
+        let (mut native, mut stream) = state?;
+        loop {
+            let data = match native.frame().await {
+                Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+                Some(Err(_)) | None => {
+                    let last = stream.end();
+                    return (!last.is_empty()).then(|| (Ok::<_, Infallible>(last), None));
+                }
+            };
+            let events = stream.feed(&data);
+            if !events.is_empty() {
+                return Some((Ok(events), Some((native, stream))));
+            }
+        }
+    });
+    let mut response = Response::new(Body::from_stream(events));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    response
+}
+
+fn ids() -> Ids {
+    let mut random = [0; 2];
+    getrandom::fill(&mut random).expect("the operating system has a random source");
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    // As Ollama numbers them.
+    let id = (u16::from_ne_bytes(random) % 999).to_string();
+    Ids { id, created: i64::try_from(created).unwrap_or_default() }
+}
