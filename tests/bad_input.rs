@@ -291,6 +291,13 @@ fn a_damaged_log_stops_the_node_and_a_token_lets_it_back_in() -> Result<()> {
     // All of it zeroed, at its length: whatever the file held, what was acknowledged is gone.
     fs::write(&file, vec![0; usize::try_from(fs::metadata(&file)?.len())?])?;
     expect(fails(up(&dir, &[]))?, 7, &["damaged", "hint: run `omx token create`"])?;
+    // A token that opens nothing: what was damaged is set aside, and no mesh of its own takes its place.
+    let n1 = testnet.node("n1")?;
+    let revoked = n1.text(&["token", "create"])?;
+    let id = n1.json(&["token", "ls"])?[0]["id"].as_str().context("an id")?.to_owned();
+    n1.text(&["token", "revoke", &id])?;
+    expect(fails(up(&dir, &["--join", &revoked]))?, 10, &["revoked"])?;
+    expect(fails(up(&dir, &[]))?, 7, &["registry.damaged-1", "in no mesh", "hint: run `omx token create`"])?;
     let token = testnet.node("n1")?.text(&["token", "create"])?;
     let mut child =
         Ends(up(&dir, &["--name", "n3", "--join", &token]).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
@@ -389,6 +396,8 @@ fn an_api_beyond_loopback_without_a_key() -> Result<()> {
     let path = file.to_str().context("a path in UTF-8")?;
     fs::write(&file, "hello\n")?;
     expect(fails(up(&dir, &["--api", "0.0.0.0:0", "--api-key-file", path]))?, 2, &["holds no key"])?;
+    // No mesh was made meanwhile that would stand in the way of joining one.
+    ensure!(!dir.join("registry").exists(), "a refused start made a mesh");
     // A key of another mesh does as well as any.
     let mut other = mesh(&scratch.path().join("other"), 1)?;
     fs::write(&file, other.node("n1")?.text(&["keys", "create", "first", "--scope", "admin"])?)?;

@@ -269,6 +269,15 @@ fn a_node_that_leaves_stops_and_the_others_go_on_without_it() -> Result<()> {
         (status["members"].as_array()?.len() == 1 && leader(status).as_deref() == Some(other.name())).then_some(())
     })?;
     other.text(&["config", "set", "mesh.name", "alone"])?;
+    // What is left of the one that went is no node any more, and says so.
+    let ended = Command::new(env!("CARGO_BIN_EXE_omx"))
+        .env_clear()
+        .args(["up", "--no-mdns", "--engine", "off", "--data-dir"])
+        .arg(testnet.node(&name)?.dir())
+        .args(["--api", "127.0.0.1:0", "--mesh", "127.0.0.1:0", "--bulk", "127.0.0.1:0"])
+        .output()?;
+    let said = String::from_utf8_lossy(&ended.stderr);
+    ensure!(ended.status.code() == Some(10) && said.contains("no member of its mesh"), "{}: {said}", ended.status);
     Ok(())
 }
 

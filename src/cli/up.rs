@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use node::{FIRST_MODEL, ParseTokenError, Token};
+use node::{FIRST_MODEL, NewKey, ParseTokenError, Token};
 use types::Secret;
 
 use super::Session;
@@ -30,7 +30,7 @@ pub(super) const TOKEN_HINT: &str = "copy the whole of what `omx token create` p
 /// Start a node on this machine
 ///
 /// In an empty data folder it makes a mesh of one and says how the next machine joins. With a token it joins; it tries for
-/// ever and says why it waits. Later starts need no flags. Ctrl-C stops it in good order; a second one ends it at once.
+/// ever and says why it waits. Later starts need no token; other flags are not remembered, `omx.toml` is. Ctrl-C stops it in good order; a second one ends it at once.
 ///
 /// Every setting can stand in `omx.toml` in the data folder or in a variable too: docs/config.md, `omx config show`.
 #[derive(Debug, Args)]
@@ -96,7 +96,7 @@ impl Up {
         let variable = |name: &str| std::env::var(name).ok();
         let settings = Settings::resolve(&self.flags(session.verbose), variable, &file)?;
         let join = self.token(variable("OMX_JOIN"))?.map(|token| parsed(&token)).transpose()?;
-        let first_key = self.api_key_file.as_deref().map(secret_in).transpose()?;
+        let first_key = self.api_key_file.as_deref().map(key_in).transpose()?;
         let logging = Logging::start(&settings.log.value)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
         let runtime = runtime.map_err(|error| Failure::new(Exit::General, error))?;
@@ -146,6 +146,11 @@ fn secret_in(path: &Path) -> Result<Secret<String>, Failure> {
     let unreadable = |source| Failure::new(Exit::General, SecretFile { path: path.to_owned(), source });
     let text = fs::read_to_string(path).map_err(unreadable)?;
     Ok(Secret::new(text.trim().to_owned()))
+}
+
+fn key_in(path: &Path) -> Result<NewKey, Failure> {
+    let none = || Failure::new(Exit::Usage, format!("`{}` holds no key: a key begins with `omx_`", path.display()));
+    NewKey::from_text(secret_in(path)?.expose()).ok_or_else(none)
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -27,7 +27,7 @@ use crate::raft::network::Factory;
 use crate::raft::service::Service;
 use crate::raft::{LeaderId, Raft, Seat};
 use crate::registry::members::FOUNDER;
-use crate::registry::{Actor, Addresses, ApiKey, Candidate, Done, JoinToken, KeyId, Registry, StateHash, Verb};
+use crate::registry::{Actor, Addresses, ApiKey, Candidate, Done, JoinToken, Registry, StateHash, Verb};
 use crate::runtime::{Live, Runtime};
 use crate::shelf::Shelf;
 use crate::task::Task;
@@ -563,16 +563,14 @@ impl<R: Runtime> Cluster<R> {
         Ok(new)
     }
 
-    /// Takes in a key that was made elsewhere, opening everything, where there is no key yet. `None` where the text is
-    /// no key at all.
-    pub async fn adopt_first_key(&self, by: Actor, text: &str) -> Result<Option<KeyId>, Error> {
-        let Some(new) = NewKey::from_text(text) else { return Ok(None) };
+    /// Takes in a key that was made elsewhere, opening everything, where there is no key yet.
+    pub async fn adopt_first_key(&self, by: Actor, new: &NewKey) -> Result<(), Error> {
         if self.view(|registry| registry.keys().next().is_none()) {
             let (name, hash, scopes) = ("the first".to_owned(), new.hash(), Scopes::all());
             let key = ApiKey { name, hash, scopes, created_at: self.wall_clock(), expires_at: None };
             self.write(by, Verb::CreateKey { id: new.id.clone(), key }).await?;
         }
-        Ok(Some(new.id))
+        Ok(())
     }
 
     /// What this node answers to its peers.

@@ -135,12 +135,14 @@ pub(crate) async fn run<R: Runtime>(cluster: Cluster<R>) {
                 strange = 0;
             }
             Err(error) => {
-                strange = if error.kind() == io::ErrorKind::PermissionDenied { strange + 1 } else { 0 };
+                // Others who have nothing to tell, or do not answer, prove nothing either way.
+                strange += u32::from(error.kind() == io::ErrorKind::PermissionDenied);
                 cluster.0.view.estranged.store(strange >= STRANGE_MAX, Ordering::Relaxed);
                 if strange >= STRANGE_MAX && strange.is_power_of_two() {
                     tracing::warn!(
                         "no voter this node knows votes any more, so it believes nobody; to come back, run \
-                         `omx token create` on another member, and start here with an empty `--data-dir` and `--join`"
+                         `omx token create` on another member, and start here with an empty `--data-dir` and `--join`; \
+                         then take the old member out with `omx nodes remove`"
                     );
                 }
                 tracing::debug!(%error, "following somebody else");

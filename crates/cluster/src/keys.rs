@@ -24,8 +24,8 @@ impl NewKey {
         Self { id, text: Secret::new(body + &sum) }
     }
 
-    /// A key that was made before, as it stands in a file.
-    pub(crate) fn from_text(text: &str) -> Option<Self> {
+    /// A key that was made before, as it stands in a file; nothing where the text is none.
+    pub fn from_text(text: &str) -> Option<Self> {
         let text = text.trim();
         Some(Self { id: id_of(text)?, text: Secret::new(text.to_owned()) })
     }

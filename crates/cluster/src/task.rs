@@ -63,6 +63,12 @@ impl<R: Runtime> Task<R> {
             error = consensus_gone(&cluster) => End::Failed(error),
             () = loops => End::Shutdown,
         };
+        // The next start is to know it at once.
+        if matches!(end, End::Left | End::Removed)
+            && let Err(error) = follow::keep(&cluster.0.shelf, cluster.view(Clone::clone)).await
+        {
+            tracing::warn!(%error, "that this node is no member could not be kept");
+        }
         if let Some(raft) = &cluster.0.raft
             && let Err(error) = raft.shutdown().await
         {
@@ -76,6 +82,7 @@ impl<R: Runtime> Task<R> {
 async fn watch_for_end<R: Runtime>(cluster: &Cluster<R>) -> End {
     let me = cluster.id();
     let mut changes = cluster.changes();
+    let mut was_full = false;
     loop {
         cluster.admit_members();
         if let Some(by) = cluster.view(|registry| registry.removed(&me).map(|removed| removed.by.node())) {
@@ -84,8 +91,12 @@ async fn watch_for_end<R: Runtime>(cluster: &Cluster<R>) -> End {
         if let Some(error) = cluster.0.log.failure() {
             return End::Failed(error.into());
         }
-        if cluster.is_leader() && !cluster.0.log.has_room() {
-            tracing::warn!("no space left; another node should lead");
+        let is_full = !cluster.0.log.has_room();
+        if is_full && !was_full {
+            tracing::warn!("no space left: this node takes no changes, and another should lead");
+        }
+        was_full = is_full;
+        if is_full && cluster.is_leader() {
             cluster.hand_over().await;
         }
         if let Some(raft) = &cluster.0.raft {
@@ -121,6 +132,10 @@ async fn keep<R: Runtime>(cluster: &Cluster<R>) {
     let (mut kept, mut pause) = (0, KEEP_AFTER);
     loop {
         changes.reach(kept + 1).await;
+        // What little room there is belongs to votes.
+        while !cluster.0.log.has_room() {
+            <R::Async as AsyncRuntime>::sleep(KEEP_AFTER_MAX).await;
+        }
         let registry = cluster.view(Clone::clone);
         let applied = registry.applied();
         let members: Vec<_> = registry.members().map(|member| member.id).collect();

@@ -243,7 +243,11 @@ impl Api {
 
     pub async fn status(&self) -> Status {
         let (status, backend) = futures::future::join(self.0.cluster.status(), self.0.backend.info()).await;
-        let members = self.members();
+        let mut members = self.members();
+        if !status.quorum {
+            // Who led is not who leads.
+            members.iter_mut().for_each(|member| member.leader = false);
+        }
         let me = self.id();
         let name_of = |id: NodeId| members.iter().find(|member| member.id == id).map(|member| member.name.clone());
         let absent = |member: &&NodeInfo| member.seat == Seat::Voter && member.state == NodeState::Down;
@@ -467,9 +471,8 @@ impl Api {
     }
 
     /// Makes a key from a file the first of the mesh, where there is none yet.
-    pub async fn adopt_first_key(&self, by: Actor, text: &str) -> Result<KeyId, Error> {
-        let adopted = self.0.cluster.adopt_first_key(by, text).await?;
-        adopted.ok_or_else(|| Error::BadRequest("the file holds no key: a key begins with `omx_`".to_owned()))
+    pub async fn adopt_first_key(&self, by: Actor, key: &NewKey) -> Result<(), Error> {
+        Ok(self.0.cluster.adopt_first_key(by, key).await?)
     }
 
     pub async fn keys(&self, consistency: Consistency) -> Result<Vec<KeyInfo>, Error> {

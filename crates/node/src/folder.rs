@@ -121,6 +121,12 @@ impl Folder {
         Ok(aside)
     }
 
+    /// A registry that was kept out of the way.
+    pub(crate) fn kept_aside(&self) -> Option<PathBuf> {
+        let first = self.path.join("registry.damaged-1");
+        first.exists().then_some(first)
+    }
+
     /// Tells commands where this node is. They find nothing there once it has stopped in good order.
     pub fn announce(&self, info: &RunInfo) -> Result<(), Error> {
         let path = self.run_json();

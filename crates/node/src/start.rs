@@ -76,6 +76,11 @@ pub enum StartError {
     Join(#[source] JoinError),
     #[error("this data folder belongs to mesh `{here}`, the token to mesh `{token}`")]
     OtherMesh { here: MeshId, token: MeshId },
+    /// Its registry was damaged and set aside, and it has not been let in again since.
+    #[error("this node has lost its registry, kept in `{}`, and is in no mesh yet", .kept.display())]
+    InNoMesh { kept: PathBuf },
+    #[error("this node is no member of its mesh any more")]
+    NoMember,
 }
 
 impl StartError {
@@ -93,6 +98,14 @@ impl StartError {
             Self::Registry(error) => error.hint(),
             Self::Join(error) => error.hint(),
             Self::OtherMesh { .. } => Some("start with another, empty `--data-dir`".to_owned()),
+            Self::InNoMesh { .. } => Some(
+                "run `omx token create` on another member, then start here with `--join TOKEN`; a mesh of its own wants \
+                 an empty `--data-dir`"
+                    .to_owned(),
+            ),
+            Self::NoMember => {
+                Some("start with an empty data folder and a new token to join as a new node".to_owned())
+            }
         }
     }
 }
@@ -137,6 +150,10 @@ impl Node {
                 (belonging, Start::Joined(Box::new(registry)))
             }
             (None, None) => {
+                // A mesh of its own in place of the one it was in would look as if all had gone well.
+                if let Some(kept) = folder.kept_aside() {
+                    return Err(StartError::InNoMesh { kept });
+                }
                 let belonging = Belonging { mesh: MeshId::random(), raft: FOUNDER, role: Role::Node, incarnation };
                 keep(&shelf, BELONGING, &belonging)?;
                 (belonging, Start::Found(candidate))
@@ -145,6 +162,9 @@ impl Node {
         let parts =
             Parts { keypair, net: net.clone(), log: log.clone(), shelf: Shelf::Folder(shelf), outside: outside() };
         let (cluster, cluster_task) = Cluster::open(cluster::Config::default(), parts, belonging, start).await?;
+        if cluster.view(|registry| registry.is_removed(&cluster.id())) {
+            return Err(StartError::NoMember);
+        }
         let (stop_registry, stop_net) = (CancellationToken::new(), CancellationToken::new());
         let mut tasks = JoinSet::new();
         let backend = match config.backend.choose().await {

@@ -58,11 +58,16 @@ pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
 /// Writes a whole file so that after a power cut it is there in full or not at all.
 pub(crate) fn write_atomically(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
     let temporary = temporary(path);
-    let mut file = File::create(&temporary)?;
-    for part in parts {
-        io::Write::write_all(&mut file, part)?;
+    let written = File::create(&temporary).and_then(|mut file| {
+        parts.iter().try_for_each(|part| io::Write::write_all(&mut file, part))?;
+        file.sync_all()
+    });
+    if let Err(error) = written {
+        // Half a file is of no use and takes room where there may be none. If it cannot be removed, the next one will be
+        // written over it.
+        let _ = std::fs::remove_file(&temporary);
+        return Err(error);
     }
-    file.sync_all()?;
     std::fs::rename(&temporary, path)?;
     sync_dir(path.parent().expect("a file stands in a folder"))
 }

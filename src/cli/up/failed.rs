@@ -15,7 +15,8 @@ pub(in crate::cli) fn to_start(error: StartError) -> Failure {
         StartError::Net(error) => net(error),
         StartError::Store(error) => store(error),
         StartError::Registry(error) => registry(error),
-        StartError::Join(_) | StartError::OtherMesh { .. } => Exit::JoinRefused,
+        StartError::Join(_) | StartError::OtherMesh { .. } | StartError::NoMember => Exit::JoinRefused,
+        StartError::InNoMesh { .. } => Exit::Damaged,
     };
     let hint = match &error {
         StartError::Net(net::Error::Bind { source, .. }) if source.kind() == io::ErrorKind::AddrInUse => {
@@ -55,10 +56,7 @@ struct FirstKey(#[source] node::Error);
 pub(super) fn to_go_on(end: End) -> Option<Failure> {
     match end {
         End::Shutdown | End::Left => None,
-        End::Removed => Some(
-            Failure::new(Exit::JoinRefused, "this node is no member of its mesh any more")
-                .hint("start with an empty data folder and a new token to join as a new node".to_owned()),
-        ),
+        End::Removed => Some(to_start(StartError::NoMember)),
         End::Failed(error) => {
             let (exit, hint) = (registry(&error), error.hint());
             Some(Failure::new(exit, Stopped(error)).hint(hint))

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gateway::Local;
-use node::{Api, Node, Progress, RunInfo, Token};
+use node::{Api, NewKey, Node, Progress, RunInfo, Token};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use types::{NodeName, Scope, Secret};
+use types::{NodeName, Scope};
 
 use super::signals::Signals;
 use super::{Models, failed};
@@ -36,13 +36,19 @@ pub(super) async fn live(
     session: &Session,
     settings: &Settings,
     join: Option<Token>,
-    first_key: Option<Secret<String>>,
+    first_key: Option<NewKey>,
     logging: &Logging,
 ) -> Result<Exit, Failure> {
     let mut signals = Signals::take().map_err(|error| Failure::new(Exit::General, error))?;
     let api = settings.api.value;
     // Let go at once: whether it will do is to be known before the mesh hears of this node.
     TcpListener::bind(api).map(drop).map_err(|error| failed::taken(api, error))?;
+    // A mesh that is made here has no key but that of the file; one that is joined may have some.
+    let makes_a_mesh = join.is_none() && !session.folder.join("registry").exists();
+    let opens = settings.insecure_no_auth.value || first_key.is_some() || api.ip().to_canonical().is_loopback();
+    if makes_a_mesh && !opens {
+        return Err(failed::to_open(gateway::Error::NoKey { address: api }));
+    }
 
     let log_folder = session.folder.join("log");
     let tell = |progress: Progress<'_>| {
@@ -109,7 +115,7 @@ async fn serve(
     node: &Node,
     session: &Session,
     settings: &Settings,
-    first_key: Option<&Secret<String>>,
+    first_key: Option<&NewKey>,
     logging: &Logging,
     stop: &CancellationToken,
     server: &mut JoinSet<()>,
@@ -125,7 +131,7 @@ async fn serve(
     let bound = bound.await.map_err(failed::to_open)?;
     if let Some(key) = first_key {
         let by = node.api().user(owner(node.folder().path()));
-        node.api().adopt_first_key(by, key.expose()).await.map_err(failed::to_adopt)?;
+        node.api().adopt_first_key(by, key).await.map_err(failed::to_adopt)?;
     }
     let api = bound.addresses().api;
     let task = bound.open(node.api().clone(), stop.clone()).map_err(failed::to_open)?;

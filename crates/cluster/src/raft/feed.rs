@@ -153,6 +153,10 @@ impl<R: Runtime, S: Stream<Item = Request<R>> + Send + Unpin> Session<'_, R, S> 
                 biased;
                 answer = self.feeder.answer(self.limit * ANSWER_HEARTBEATS), if !self.asked.is_empty() => {
                     let asked = self.asked.pop_front().expect("just seen");
+                    if answer.is_err() {
+                        // Should it come after all, it would be taken for the answer to what is asked next.
+                        *self.feeder.stream() = None;
+                    }
                     return Some(self.judge(asked, answer));
                 }
                 request = self.input.next(), if room && !self.ended => match request {
@@ -239,4 +243,84 @@ async fn within<R: Runtime, T: Send>(
     let done = <R::Async as AsyncRuntime>::timeout(limit, work).await;
     let done = done.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     done.map_err(|error| RPCError::Network(NetworkError::new(&error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use net::mem::Fabric;
+    use net::{Clock, Member, Services};
+    use openraft::EntryPayload;
+    use tokio::task::JoinSet;
+    use tokio_util::sync::CancellationToken;
+    use types::{NodeId, Role};
+
+    use super::super::{Entry, LeaderId, Vote};
+    use super::*;
+    use crate::pack;
+    use crate::protocol::APPENDS_SPEC;
+    use crate::runtime::Live;
+
+    /// What one heartbeat may take; ten times that is what an answer may.
+    const LIMIT: Duration = Duration::from_millis(10);
+
+    fn id(number: u8) -> NodeId {
+        NodeId::from_public_key([number; 32])
+    }
+
+    fn request(index: u64) -> Request<Live> {
+        let leader_id = LeaderId { term: 1, node_id: 1 };
+        let at = |index| LogId { leader_id, index };
+        AppendEntriesRequest {
+            vote: Vote { leader_id, committed: true },
+            prev_log_id: index.checked_sub(1).map(at),
+            entries: vec![Entry { log_id: at(index), payload: EntryPayload::Blank }],
+            leader_commit: None,
+        }
+    }
+
+    async fn said(feeder: &mut Feeder<Live>, index: u64) -> Answered<Live> {
+        let answers = feeder.feed(futures::stream::iter([request(index)]), &RPCOption::new(LIMIT));
+        pin!(answers).next().await.expect("an answer or an error")
+    }
+
+    /// The first answer of all comes when nobody waits for it any more; whoever asks on another stream is contradicted.
+    #[tokio::test]
+    async fn an_answer_that_comes_too_late_is_none_to_what_is_asked_next() {
+        let fabric = Fabric::new(1, Clock::tokio());
+        let (leader, leader_task) = fabric.join(id(1));
+        let (follower, follower_task) = fabric.join(id(2));
+        let member = |number| Member { id: id(number), role: Role::Node, mesh: Vec::new(), bulk: Vec::new() };
+        leader.admit(vec![member(2)]);
+        follower.admit(vec![member(1)]);
+        let streams = Arc::new(AtomicU32::new(0));
+        let services = Services::new().on_stream(APPENDS_SPEC, move |_, stream| {
+            let number = streams.fetch_add(1, Ordering::Relaxed);
+            Box::pin(async move {
+                let mut frames = Frames::new(stream, super::super::network::MESSAGE_MAX);
+                while let Ok(Some(_)) = frames.next().await {
+                    if number == 0 {
+                        tokio::time::sleep(LIMIT * (ANSWER_HEARTBEATS + 5)).await;
+                    }
+                    frames.queue(&pack(&if number == 0 { Answer::Appended } else { Answer::Conflict }));
+                    if frames.flush().await.is_err() {
+                        return;
+                    }
+                }
+            })
+        });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(leader_task.run(Services::new(), CancellationToken::new()));
+        tasks.spawn(follower_task.run(services, CancellationToken::new()));
+        while !leader.is_connected(&id(2)) {
+            tokio::task::yield_now().await;
+        }
+        let mut feeder = Feeder::<Live>::new(Way { net: leader, node: id(2), seat: 2 });
+        assert!(said(&mut feeder, 1).await.is_err(), "the answer is late");
+        let second = said(&mut feeder, 2).await.expect("the second stream answers at once");
+        assert!(second.is_err(), "the late answer was taken for this one: {second:?}");
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
@@ -19,11 +20,17 @@ use crate::view::{Step, View};
 
 const SNAPSHOT: &str = "registry";
 
+/// Free beside twice the last snapshot before another is begun: under load the next is larger, and the old one stays
+/// until the new one is whole.
+const ROOM_MIN: u64 = 8 << 20;
+
 /// Keeps the newest snapshot. A slow build never takes the place of a newer one that came in meanwhile.
 #[derive(Clone)]
 struct Keeper {
     shelf: Shelf,
     newest: Arc<futures::lock::Mutex<Option<LogId>>>,
+    /// Of the newest: how much room the next may want.
+    bytes: Arc<AtomicU64>,
 }
 
 impl Keeper {
@@ -33,12 +40,17 @@ impl Keeper {
             return Ok(make());
         }
         let bytes = self.shelf.save(SNAPSHOT, make).await?;
+        self.bytes.store(bytes.len() as u64, Ordering::Relaxed);
         *newest = last;
         Ok(bytes)
     }
 
     async fn load(&self) -> io::Result<Option<(Image, Bytes)>> {
-        self.shelf.load(SNAPSHOT).await
+        let found = self.shelf.load(SNAPSHOT).await?;
+        if let Some((_, bytes)) = &found {
+            self.bytes.store(Bytes::len(bytes) as u64, Ordering::Relaxed);
+        }
+        Ok(found)
     }
 }
 
@@ -53,7 +65,7 @@ pub(crate) struct Machine<R: Runtime> {
 impl<R: Runtime> Machine<R> {
     /// Starts from the newest snapshot, if there is one.
     pub(crate) async fn open(view: Arc<View<R>>, shelf: Shelf, log: store::Log) -> io::Result<Self> {
-        let keeper = Keeper { shelf, newest: Arc::default() };
+        let keeper = Keeper { shelf, newest: Arc::default(), bytes: Arc::default() };
         let image = keeper.load().await?.map(|(image, _)| image);
         let mut machine = Self { view, last: None, seats: StoredMembership::default(), keeper, log };
         if let Some(image) = image {
@@ -118,10 +130,10 @@ impl<R: Runtime> RaftStateMachine<Types<R>> for Machine<R> {
     }
 
     /// A snapshot only saves room, and where there is none it can wait: the consensus takes a write that fails for a
-    /// broken disk and stops for good. One that a follower must have is made all the same; a leader without room is about
-    /// to hand over anyway.
+    /// broken disk and stops for good. `force` is for a start that found none, and cannot go on without.
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder<R>> {
-        if !force && !self.log.has_room() {
+        let wanted = ROOM_MIN + 2 * self.keeper.bytes.load(Ordering::Relaxed);
+        if !force && !self.log.has_room_for(wanted) {
             return None;
         }
         Some(self.get_snapshot_builder().await)
