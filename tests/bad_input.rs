@@ -294,8 +294,9 @@ fn a_damaged_log_stops_the_node_and_a_token_lets_it_back_in() -> Result<()> {
     // A token that opens nothing: what was damaged is set aside, and no mesh of its own takes its place.
     let n1 = testnet.node("n1")?;
     let revoked = n1.text(&["token", "create"])?;
-    let id = n1.json(&["token", "ls"])?[0]["id"].as_str().context("an id")?.to_owned();
-    n1.text(&["token", "revoke", &id])?;
+    for token in n1.json(&["token", "ls"])?.as_array().context("a list")? {
+        n1.text(&["token", "revoke", token["id"].as_str().context("an id")?])?;
+    }
     expect(fails(up(&dir, &["--join", &revoked]))?, 10, &["revoked"])?;
     expect(fails(up(&dir, &[]))?, 7, &["registry.damaged-1", "in no mesh", "hint: run `omx token create`"])?;
     let token = testnet.node("n1")?.text(&["token", "create"])?;

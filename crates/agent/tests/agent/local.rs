@@ -105,6 +105,11 @@ async fn ten_thousand_cancels_leave_nothing_behind() {
             let (agent, request) = (bench.agent.clone(), bench.request());
             clients.spawn(async move {
                 let running = agent.run(request);
+                if at % 20 == 0 {
+                    // Gone in the middle of the answer, however slow the machine is.
+                    running.await.unwrap().next().await.unwrap().unwrap();
+                    return;
+                }
                 // Some wait, some have been sent, some have begun to be answered.
                 if let Ok(Ok(mut answer)) = timeout(Duration::from_micros(u64::from(at * 20)), running).await {
                     answer.next().await.unwrap().unwrap();
@@ -116,7 +121,7 @@ async fn ten_thousand_cancels_leave_nothing_behind() {
     assert_eq!((bench.agent.running(), bench.agent.waiting()), (0, 0));
     let settled = |counts: &fakes::Counts| counts.running == 0 && counts.waiting == 0 && counts.connections_open <= 4;
     let counts = bench.fake.until(settled, Duration::from_secs(1)).await.unwrap();
-    assert!(counts.cancelled > 0 && counts.running_max <= 3, "{counts:?}");
+    assert!(counts.cancelled >= 100 && counts.running_max <= 3, "{counts:?}");
     bench.run().await.unwrap().next().await.unwrap().unwrap();
 }
 
