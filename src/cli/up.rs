@@ -30,7 +30,8 @@ pub(super) const TOKEN_HINT: &str = "copy the whole of what `omx token create` p
 /// Start a node on this machine
 ///
 /// In an empty data folder it makes a mesh of one and says how the next machine joins. With a token it joins; it tries for
-/// ever and says why it waits. Later starts need no token; other flags are not remembered, `omx.toml` is. Ctrl-C stops it in good order; a second one ends it at once.
+/// ever and says why it waits. Later starts need no token; other flags are not remembered, `omx.toml` is. Ctrl-C stops it
+/// in good order; a second one ends it at once.
 ///
 /// Every setting can stand in `omx.toml` in the data folder or in a variable too: docs/config.md, `omx config show`.
 #[derive(Debug, Args)]
