@@ -9,14 +9,13 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use net::{ByteStream, Caller, verify};
+use net::{ByteStream, Caller, read_framed, verify, write_framed};
 use openraft::AsyncRuntime;
 use types::NodeId;
 
 use crate::cluster::Cluster;
 use crate::pack;
 use crate::protocol::{Bulletin, FOLLOW, Hold, News, Word, word_statement};
-use crate::raft::frames::{read_framed, write_framed};
 use crate::raft::network::HEAD_MAX;
 use crate::registry::Registry;
 use crate::runtime::Runtime;

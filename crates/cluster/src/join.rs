@@ -10,7 +10,7 @@ mod token;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use net::{Net, Signature};
+use net::{Net, Signature, read_framed, write_framed};
 use openraft::AsyncRuntime;
 use serde::{Deserialize, Serialize};
 use types::{MeshId, NodeId, NodeName, RaftId, Role, UnixMillis};
@@ -21,7 +21,6 @@ pub use token::{Door, ParseTokenError, Token};
 
 use crate::pack;
 use crate::protocol::JOIN;
-use crate::raft::frames::{read_framed, write_framed};
 use crate::registry::members::join_statement;
 use crate::registry::{Candidate, Refused, Registry, TokenId};
 use crate::runtime::Runtime;

@@ -1,7 +1,6 @@
 //! The consensus library, fenced in: its types end at this module.
 
 pub(crate) mod feed;
-pub(crate) mod frames;
 pub(crate) mod log;
 pub(crate) mod machine;
 pub(crate) mod network;

@@ -1,13 +1,12 @@
 //! The member's side of a join.
 
-use net::{ByteStream, Caller};
+use net::{ByteStream, Caller, read_framed, write_framed};
 use openraft::AsyncRuntime;
 
 use super::{CONVERSATION_MAX, Hello, Knock, Reply, Welcome};
 use crate::cluster::{Cluster, Consistency};
 use crate::error::Error;
 use crate::pack;
-use crate::raft::frames::{read_framed, write_framed};
 use crate::registry::{Actor, Done, Proof, Refused, Registry, Verb};
 use crate::runtime::Runtime;
 

@@ -10,13 +10,12 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt, poll};
-use net::Protocol;
+use net::{Frames, Protocol};
 use openraft::errors::{NetworkError, RPCError, Unreachable};
 use openraft::network::RPCOption;
 use openraft::raft::{AppendEntriesRequest, StreamAppendResult};
 use openraft::{AsyncRuntime, Instant};
 
-use super::frames::Frames;
 use super::network::{Way, unfitting};
 use super::wire::{Answer, Call};
 use super::{LogId, Types};

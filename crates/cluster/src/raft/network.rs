@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, Stream};
-use net::{Net, Protocol};
+use net::{Net, Protocol, read_framed, write_framed};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::RPCOption;
 use openraft::raft::{
@@ -20,7 +20,6 @@ use tokio::io::AsyncWriteExt;
 use types::NodeId;
 
 use super::feed::Feeder;
-use super::frames::{read_framed, write_framed};
 use super::wire::{Answer, Call, Letter, SnapshotHead};
 use super::{Seat, Snapshot, Types, Vote};
 use crate::pack;

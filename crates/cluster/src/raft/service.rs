@@ -9,14 +9,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::{BoxFuture, MaybeDone, maybe_done};
 use futures::{FutureExt, poll};
-use net::{ByteStream, Caller, Refusal};
+use net::{ByteStream, Caller, Frames, Refusal, read_framed, write_framed};
 use openraft::AsyncRuntime;
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
 use tokio::io::AsyncReadExt;
 use types::{NodeId, RaftId, Role};
 
-use super::frames::{Frames, read_framed, write_framed};
 use super::network::{HEAD_MAX, MESSAGE_MAX, SNAPSHOT_DEADLINE, SnapshotError};
 use super::wire::{Answer, Call, Image, Letter, SnapshotHead};
 use super::{Entry, LogId, Membership, Raft, Snapshot, SnapshotMeta, Types};

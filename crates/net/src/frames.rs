@@ -1,10 +1,12 @@
 //! Messages on a stream of bytes, each with its length before it.
 
+use std::fmt;
 use std::io;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use net::ByteStream;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::stream::ByteStream;
 
 /// What is asked for at once: most messages, and several small ones.
 const READ_BYTES: usize = 8 << 10;
@@ -12,7 +14,8 @@ const READ_BYTES: usize = 8 << 10;
 /// More than this is not reserved on the word of a length.
 const RESERVE_BYTES_MAX: usize = 64 << 10;
 
-pub(crate) struct Frames<S = ByteStream> {
+/// Many messages, both ways.
+pub struct Frames<S = ByteStream> {
     stream: S,
     received: BytesMut,
     queued: BytesMut,
@@ -21,12 +24,12 @@ pub(crate) struct Frames<S = ByteStream> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
-    pub(crate) fn new(stream: S, bytes_max: usize) -> Self {
+    pub fn new(stream: S, bytes_max: usize) -> Self {
         Self { stream, received: BytesMut::new(), queued: BytesMut::new(), bytes_max }
     }
 
     /// The next message; `None` at an end in good order. May be dropped at any time: nothing is lost.
-    pub(crate) async fn next(&mut self) -> io::Result<Option<Bytes>> {
+    pub async fn next(&mut self) -> io::Result<Option<Bytes>> {
         loop {
             if let Some(mut head) = self.received.get(..4) {
                 let length = head.get_u32() as usize;
@@ -45,27 +48,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
     }
 
     /// Puts a message behind those that `flush` sends. The caller bounds how many.
-    pub(crate) fn queue(&mut self, body: &[u8]) {
+    pub fn queue(&mut self, body: &[u8]) {
         append(&mut self.queued, body);
     }
 
     /// To be awaited to its end: dropped, it leaves half a message, and the stream is of no use any more.
-    pub(crate) async fn flush(&mut self) -> io::Result<()> {
+    pub async fn flush(&mut self) -> io::Result<()> {
         self.stream.write_all(&self.queued).await?;
         self.queued.clear();
         self.stream.flush().await
     }
 }
 
-/// One write, so that small messages take one record of TLS and one packet.
-pub(crate) async fn write_framed(stream: &mut ByteStream, body: &[u8]) -> io::Result<()> {
+/// One message. One write, so that small messages take one record of TLS and one packet.
+pub async fn write_framed(stream: &mut ByteStream, body: &[u8]) -> io::Result<()> {
     let mut framed = BytesMut::with_capacity(4 + body.len());
     append(&mut framed, body);
     stream.write_all(&framed).await?;
     stream.flush().await
 }
 
-pub(crate) async fn read_framed(stream: &mut ByteStream, bytes_max: usize) -> io::Result<Vec<u8>> {
+/// The next message, where nothing else is read from the stream meanwhile.
+pub async fn read_framed(stream: &mut ByteStream, bytes_max: usize) -> io::Result<Vec<u8>> {
     let length = stream.read_u32().await? as usize;
     check_length(length, bytes_max)?;
     // Grows as bytes come in: the announced length reserves nothing.
@@ -77,8 +81,14 @@ pub(crate) async fn read_framed(stream: &mut ByteStream, bytes_max: usize) -> io
     Ok(body)
 }
 
+impl<S> fmt::Debug for Frames<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Frames").field("queued", &self.queued.len()).finish_non_exhaustive()
+    }
+}
+
 fn append(bytes: &mut BytesMut, body: &[u8]) {
-    bytes.put_u32(u32::try_from(body.len()).expect("what this crate sends is far below 4 GiB"));
+    bytes.put_u32(u32::try_from(body.len()).expect("what nodes send is far below 4 GiB"));
     bytes.put_slice(body);
 }
 
