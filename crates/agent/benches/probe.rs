@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use agent::desk::{Desk, Ending};
 use agent::{Ask, Config, Probe, Reply};
 use ollama::seen::Listed;
-use scheduler::{BLOCK_BYTES, ChainKey, ChainWriter, Class, ModelKey, Moment, Seconds, Tenant, Work};
+use scheduler::{BLOCK_BYTES, ChainKey, ChainWriter, Class, ModelKey, Moment, Tenant, Work};
 
 const PROBES: u32 = 10_000;
 const SLOTS: u16 = 32;
@@ -22,7 +22,8 @@ fn main() {
         let mut took: Vec<u64> = (0..PROBES)
             .map(|at| {
                 // Each comes from another, and what was promised before has not run out.
-                let bytes = codec::encode(&Probe::new(work(at, blocks), Seconds::new(0.001))).expect("a work is short");
+                let bytes =
+                    codec::encode(&Probe::new(work(at, blocks), Duration::from_millis(12))).expect("a work is short");
                 let now = Moment::since_start(Duration::from_secs(1) + Duration::from_micros(u64::from(at) * 200));
                 let start = Instant::now();
                 std::hint::black_box(answer(&mut desk, now, &bytes));
@@ -37,7 +38,7 @@ fn main() {
 
 fn answer(desk: &mut Desk, now: Moment, bytes: &[u8]) -> Vec<u8> {
     let probe: Probe = codec::decode(bytes).expect("it was encoded here");
-    codec::encode(&Reply::from(desk.probe(now, &probe.work, probe.rtt()))).expect("a reply is short")
+    codec::encode(&Reply::from(desk.probe(now, &probe.work, probe.hold()))).expect("a reply is short")
 }
 
 /// All slots taken where somebody waits, and a prompt cache that knows as many prompts as it may.

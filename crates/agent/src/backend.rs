@@ -42,6 +42,8 @@ pub(crate) enum Error {
 const CONNECT_MAX: Duration = Duration::from_secs(1);
 /// For lists of models, from memory or a folder.
 const LIST_MAX: Duration = Duration::from_secs(5);
+/// For what a client asks beside inference; a model is shown from its file.
+const ANSWER_MAX: Duration = Duration::from_secs(20);
 /// A list of some thousand models.
 const LIST_BYTES_MAX: usize = 8 << 20;
 
@@ -98,6 +100,31 @@ impl Backend {
     pub(crate) async fn loaded(&self) -> Result<seen::Ps, Missed> {
         let body = timeout(LIST_MAX, self.get("/api/ps")).await.map_err(|_| Missed::Late)??;
         serde_json::from_slice(&body).map_err(|_| Missed::Foreign("it lists no loaded models".to_owned()))
+    }
+
+    /// A question with a short answer.
+    pub(crate) async fn ask(
+        &self,
+        method: Method,
+        path: &'static str,
+        body: Bytes,
+    ) -> Result<(StatusCode, Bytes), crate::Error> {
+        let answered = async {
+            let response = self.send(method, path, body).await.map_err(|error| match error {
+                Error::NoWay(why) => crate::Error::NoWay(why),
+                Error::Send(error) => crate::Error::Unreachable(error),
+            })?;
+            let (status, mut answer) = (response.status(), response.into_body());
+            let mut body = Vec::new();
+            while let Some(bytes) = answer.bytes().await {
+                body.extend_from_slice(&bytes.map_err(crate::Error::Broken)?);
+                if body.len() > LIST_BYTES_MAX {
+                    return Err(crate::Error::Garbage("an answer without end"));
+                }
+            }
+            Ok((status, Bytes::from(body)))
+        };
+        timeout(ANSWER_MAX, answered).await.unwrap_or(Err(crate::Error::Silent(ANSWER_MAX)))
     }
 
     async fn get(&self, path: &'static str) -> Result<Vec<u8>, Missed> {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use ollama::seen;
-use scheduler::{Class, Estimate, ModelKey, Moment, Place, Promise, Seconds, Tenant, Work, hold};
+use scheduler::{Class, Estimate, ModelKey, Moment, Place, Promise, Seconds, Tenant, Work};
 use serde::{Deserialize, Serialize};
 
 use crate::Ticket;
@@ -343,14 +343,17 @@ impl Desk {
     }
 
     /// As [`Desk::promise`], and counts it as taken until it must have been.
-    pub fn probe(&mut self, now: Moment, work: &Work, rtt: Seconds) -> Result<Promise, Refusal> {
+    pub fn probe(&mut self, now: Moment, work: &Work, hold: Duration) -> Result<Promise, Refusal> {
         let promise = self.promise(now, work)?;
+        if hold.is_zero() {
+            return Ok(promise);
+        }
         self.reserved.retain(|reservation| reservation.until >= now);
         if self.reserved.len() == RESERVED_MAX {
             self.reserved.pop_front();
         }
         let seconds = f64::from((promise.estimate.prefill + promise.estimate.decode).get());
-        self.reserved.push_back(Reservation { until: now + hold(rtt), model: work.model, seconds });
+        self.reserved.push_back(Reservation { until: now + hold, model: work.model, seconds });
         Ok(promise)
     }
 

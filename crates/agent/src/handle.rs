@@ -2,6 +2,7 @@
 //! channel: a probe is answered without waking anybody, and a request that is dropped has left when the drop returns.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,8 +10,8 @@ use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use ollama::{Endpoint, seen};
-use scheduler::{ModelKey, Moment, Promise, Seconds, Work};
-use tokio::sync::{Notify, oneshot};
+use scheduler::{ModelKey, Moment, Promise, Work};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
 use crate::backend::{self, Backend, FindWay};
@@ -31,6 +32,17 @@ pub(crate) struct Shared {
     start: Instant,
     /// Something changed that the task should look at before its time.
     pub(crate) nudge: Notify,
+    /// The next look is to ask what there is.
+    pub(crate) list_wanted: AtomicBool,
+    pub(crate) looks: watch::Sender<Looks>,
+}
+
+/// How often the backend was asked what it lists, answered or not.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Looks {
+    pub(crate) begun: u64,
+    /// The number of the last one that is over.
+    pub(crate) done: u64,
 }
 
 #[derive(Debug)]
@@ -62,6 +74,17 @@ pub struct Request {
     pub ask: Ask,
     /// As the client sent it, or a gateway wrote it.
     pub body: Bytes,
+}
+
+/// What a backend is asked beside inference. It takes no place in the queue: it is answered from memory or a folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Question {
+    /// What there is.
+    Tags,
+    /// What is loaded.
+    Loaded,
+    /// One model, as the client asked for it.
+    Show(Bytes),
 }
 
 /// An answer that has begun. Dropped before its end, it closes the backend's connection, and the backend stops.
@@ -99,7 +122,14 @@ const TAIL_BYTES_MAX: usize = 1 << 20;
 pub fn new(config: Config, find: FindWay) -> (Handle, Task) {
     let inside = Mutex::new(Inside { desk: Desk::new(config), seats: BTreeMap::new() });
     let backend = Backend::new(find);
-    let handle = Handle(Arc::new(Shared { inside, backend, start: Instant::now(), nudge: Notify::new() }));
+    let handle = Handle(Arc::new(Shared {
+        inside,
+        backend,
+        start: Instant::now(),
+        nudge: Notify::new(),
+        list_wanted: AtomicBool::new(false),
+        looks: watch::Sender::default(),
+    }));
     (handle.clone(), Task::new(handle.0))
 }
 
@@ -119,16 +149,39 @@ impl Route {
 }
 
 impl Handle {
-    /// What a request would meet here; counted as taken for two round trips and a moment.
-    pub fn probe(&self, work: &Work, rtt: Seconds) -> Result<Promise, Refusal> {
+    /// What a request would meet here; counted as taken for `hold`.
+    pub fn probe(&self, work: &Work, hold: Duration) -> Result<Promise, Refusal> {
         let now = self.0.now();
-        self.0.lock().desk.probe(now, work, rtt)
+        self.0.lock().desk.probe(now, work, hold)
     }
 
     /// What it would tell the mesh about itself.
     pub fn facts(&self) -> Facts {
         let now = self.0.now();
         self.0.ask(|desk| desk.facts(now))
+    }
+
+    /// The backend's own answer, in one piece.
+    pub async fn question(&self, question: Question) -> Result<(StatusCode, Bytes), Error> {
+        let asked = match question {
+            Question::Tags => self.0.backend.ask(hyper::Method::GET, "/api/tags", Bytes::new()),
+            Question::Loaded => self.0.backend.ask(hyper::Method::GET, "/api/ps", Bytes::new()),
+            Question::Show(body) => self.0.backend.ask(hyper::Method::POST, "/api/show", body),
+        };
+        asked.await
+    }
+
+    /// Looks anew at what the backend lists and returns when it is known, or that the backend does not answer: models
+    /// come and go by hand, and somebody just asked for one that was not there. Takes a moment where that was done a
+    /// moment ago.
+    pub async fn refresh(&self) {
+        let mut looks = self.0.looks.subscribe();
+        // One that is under way may have read the list already.
+        let begun = looks.borrow_and_update().begun;
+        self.0.list_wanted.store(true, Ordering::Release);
+        self.0.nudge.notify_one();
+        // The sender is in `self`; without a task there is no look to wait for, which the caller's limit ends.
+        let _ = looks.wait_for(|looks| looks.done > begun).await;
     }
 
     pub fn state(&self) -> State {
@@ -265,8 +318,7 @@ impl Answer {
                     if self.lines.rest().is_some() {
                         return Some(Err(Error::Garbage("half a line at the end")));
                     }
-                    self.ended();
-                    return None;
+                    return self.ended().err().map(Err);
                 }
             }
         }
@@ -278,21 +330,24 @@ impl Answer {
         }
         self.pieces = self.pieces.saturating_add(1);
         self.seat.ending = Ending::Cut { written: self.pieces };
-        // Only the last line has durations; looking for one costs less than reading every line.
-        if line.windows(17).any(|part| part == b"\"total_duration\":") {
-            self.tail.clear();
-            self.tail.extend_from_slice(&line);
-        }
+        self.tail.clear();
+        self.tail.extend_from_slice(&line);
         Ok(line)
     }
 
-    fn ended(&mut self) {
-        match serde_json::from_slice::<seen::Last>(&self.tail) {
-            Ok(last) if !last.total_duration.is_zero() => self.seat.ending = Ending::Done(last),
-            // An error, or an end without figures: it teaches nothing.
-            Ok(_) | Err(_) => {}
+    /// Fails where a stream just stops: told on, nobody could tell that from an end.
+    fn ended(&mut self) -> Result<(), Error> {
+        let last = serde_json::from_slice::<seen::Last>(&self.tail).unwrap_or_default();
+        let is_end = last.done || self.tail.starts_with(b"{\"error\":");
+        if self.is_lines && self.status.is_success() && !is_end {
+            return Err(Error::Garbage("an end in the middle"));
+        }
+        // An error, or an end without figures, teaches nothing.
+        if !last.total_duration.is_zero() {
+            self.seat.ending = Ending::Done(last);
         }
         self.seat.leave();
+        Ok(())
     }
 }
 

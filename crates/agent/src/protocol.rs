@@ -4,7 +4,7 @@
 use std::error::Error as _;
 use std::time::Duration;
 
-use scheduler::{Promise, Seconds, Work};
+use scheduler::{Promise, Work};
 use serde::{Deserialize, Serialize};
 
 use crate::desk::{Ask, Refusal};
@@ -24,8 +24,8 @@ pub(crate) const RAISED_CONTEXT: &str = "omx-raised-context";
 
 /// Longer explanations are cut.
 const TEXT_BYTES_MAX: usize = 256;
-/// Whoever says it is farther away holds no slot for longer.
-const RTT_MAX: Seconds = Seconds::new(1.0);
+/// Two round trips to the farthest node that is worth asking.
+const HOLD_MAX: Duration = Duration::from_secs(2);
 /// An operator's weights lie far within.
 const WEIGHT_MIN: f32 = 0.01;
 const WEIGHT_MAX: f32 = 100.0;
@@ -33,7 +33,7 @@ const WEIGHT_MAX: f32 = 100.0;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Probe {
     pub work: Work,
-    rtt: Seconds,
+    hold: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -81,13 +81,13 @@ impl codec::Record for Failure {
 }
 
 impl Probe {
-    pub fn new(work: Work, rtt: Seconds) -> Self {
-        Self { work, rtt }
+    pub fn new(work: Work, hold: Duration) -> Self {
+        Self { work, hold }
     }
 
-    /// As the sender measured it, within reason.
-    pub fn rtt(&self) -> Seconds {
-        self.rtt.min(RTT_MAX)
+    /// How long a place is to be held, within reason.
+    pub fn hold(&self) -> Duration {
+        self.hold.min(HOLD_MAX)
     }
 }
 
@@ -178,7 +178,7 @@ pub(crate) fn from_hex<T: codec::Record>(hex: &[u8]) -> Option<T> {
 
 #[cfg(test)]
 mod tests {
-    use scheduler::{BLOCK_BYTES, Chain, ChainKey, ChainWriter, Class, Estimate, LINKS_MAX, ModelKey, Tenant};
+    use scheduler::{BLOCK_BYTES, Chain, ChainKey, ChainWriter, Class, Estimate, LINKS_MAX, ModelKey, Seconds, Tenant};
 
     use super::*;
 
@@ -223,9 +223,9 @@ mod tests {
     fn bytes_stay_as_they_are() {
         let model = [7; 16];
         let work_bytes = [&model[..], &[0, 0, 0], &[100, 200], &[1, 240], &[2], &[0], &[1, 60, 5]].concat();
-        let probe = Probe::new(work(), Seconds::new(1.0));
+        let probe = Probe::new(work(), Duration::new(1, 5));
         let one = 1.0_f32.to_le_bytes();
-        assert_eq!(codec::encode(&probe).unwrap(), [&[1][..], &work_bytes, &one].concat());
+        assert_eq!(codec::encode(&probe).unwrap(), [&[1][..], &work_bytes, &[1, 5]].concat());
         let envelope = Envelope { work: work(), weight: 1.0, wait_max: Some(Duration::new(2, 0)) };
         assert_eq!(codec::encode(&envelope).unwrap(), [&[1][..], &work_bytes, &one, &[1, 2, 0]].concat());
         let floats = [1.0_f32, 2.0, 0.5, 4.0, 0.0].map(f32::to_le_bytes).concat();
@@ -250,7 +250,7 @@ mod tests {
 
     #[test]
     fn the_longest_of_each_arrives() {
-        let probe = Probe::new(longest(), Seconds::MAX);
+        let probe = Probe::new(longest(), Duration::MAX);
         assert_eq!(codec::decode::<Probe>(&codec::encode(&probe).unwrap()).unwrap(), probe);
         let envelope = Envelope { work: longest(), weight: f32::MAX, wait_max: Some(Duration::MAX) };
         assert_eq!(from_hex::<Envelope>(to_hex(&envelope).unwrap().as_bytes()), Some(envelope));
@@ -265,7 +265,7 @@ mod tests {
 
     #[test]
     fn what_a_peer_exaggerates_is_brought_within_reason() {
-        assert_eq!(Probe::new(work(), Seconds::MAX).rtt(), RTT_MAX);
+        assert_eq!(Probe::new(work(), Duration::MAX).hold(), HOLD_MAX);
         let weight = |weight| Ask::from(Envelope { work: work(), weight, wait_max: None }).weight;
         for (sent, taken) in [(f32::NAN, 1.0), (f32::INFINITY, WEIGHT_MAX), (-1.0, WEIGHT_MIN), (2.0, 2.0)] {
             assert_eq!(weight(sent), taken);

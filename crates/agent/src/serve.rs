@@ -47,7 +47,7 @@ pub struct Broken(#[source] hyper::Error);
 /// has several; `None` where none has the model.
 pub fn answer_probe(find: impl Fn(&Work) -> Option<Handle>, probe: &[u8]) -> Result<Vec<u8>, codec::Error> {
     let probe: Probe = codec::decode(probe)?;
-    let answer = find(&probe.work).ok_or(Refusal::NoModel).and_then(|agent| agent.probe(&probe.work, probe.rtt()));
+    let answer = find(&probe.work).ok_or(Refusal::NoModel).and_then(|agent| agent.probe(&probe.work, probe.hold()));
     codec::encode(&Reply::from(answer))
 }
 

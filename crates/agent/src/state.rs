@@ -124,7 +124,7 @@ impl Health {
             Condition::Unknown => Duration::ZERO,
             Condition::Suspect { .. } => Duration::from_millis(100),
             Condition::Up if is_busy => Duration::from_secs(1),
-            Condition::Down { .. } => Duration::from_secs(2),
+            Condition::Down { .. } => Duration::from_millis(500),
             Condition::Up => Duration::from_secs(5),
         }
     }

@@ -1,6 +1,7 @@
 //! Looks after the backend: whether it answers, what it has and what it has loaded; and sends away what waited too long.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -15,8 +16,10 @@ pub struct Task {
     listed: Option<Instant>,
 }
 
-/// Models come and go by hand.
-const LIST_EVERY: Duration = Duration::from_secs(30);
+/// Models come and go by hand. Where somebody asks for one that is not known, it is listed at once.
+const LIST_EVERY: Duration = Duration::from_secs(10);
+/// However often somebody asks for names nobody has heard of.
+const LIST_PAUSE_MIN: Duration = Duration::from_millis(500);
 /// Nudges come with every request; looks do not.
 const LOOK_PAUSE_MIN: Duration = Duration::from_millis(50);
 
@@ -48,6 +51,7 @@ impl Task {
     async fn event(&self, looked: Option<Instant>) -> Event {
         let (pause, expiry, is_loading) = self.shared.ask(|desk| (desk.pause(), desk.next_expiry(), desk.is_loading()));
         let pause = if is_loading { pause.min(Duration::from_secs(1)) } else { pause };
+        let pause = if self.shared.list_wanted.load(Ordering::Acquire) { pause.min(LIST_PAUSE_MIN) } else { pause };
         let due = looked.map_or(Duration::ZERO, |looked| pause.max(LOOK_PAUSE_MIN).saturating_sub(looked.elapsed()));
         let expiry = expiry.map(|expiry| expiry.since(self.shared.now()).saturating_add(Duration::from_millis(1)));
         tokio::select! {
@@ -59,13 +63,23 @@ impl Task {
 
     /// First what it has, then that it is up: a request that comes in between finds its model.
     async fn look(&mut self) {
+        let is_list_due = self.shared.list_wanted.swap(false, Ordering::AcqRel)
+            || self.listed.is_none_or(|listed| listed.elapsed() > LIST_EVERY);
+        if !is_list_due {
+            return self.look_at(false).await;
+        }
+        self.shared.looks.send_modify(|looks| looks.begun += 1);
+        self.look_at(true).await;
+        self.shared.looks.send_modify(|looks| looks.done = looks.begun);
+    }
+
+    async fn look_at(&mut self, is_list_due: bool) {
         let backend = &self.shared.backend;
         let version = match backend.look().await {
             Ok(version) => version,
             Err(how) => return self.missed(how),
         };
-        let is_stale = self.listed.is_none_or(|listed| listed.elapsed() > LIST_EVERY);
-        if is_stale || self.version.as_ref() != Some(&version) {
+        if is_list_due || self.version.as_ref() != Some(&version) {
             match backend.tags().await {
                 Ok(tags) => self.shared.act(|desk, _| {
                     desk.identified(&version);

@@ -165,6 +165,17 @@ impl<A: Agents, H: Hosts> Handle<A, H> {
         self.0.lock().forget(node);
     }
 
+    /// How long ago something was that a trace tells.
+    pub fn since(&self, moment: Moment) -> Duration {
+        self.0.now().since(moment)
+    }
+
+    /// Nodes that are left alone for some model now, once for each.
+    pub fn barred(&self) -> usize {
+        let now = self.0.now();
+        self.0.lock().breakers.barred(now)
+    }
+
     pub fn figures(&self) -> Figures {
         self.0.lock().figures
     }

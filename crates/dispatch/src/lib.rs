@@ -17,6 +17,7 @@ mod trace;
 pub use budget::RETRIES_MAX;
 pub use error::{Cause, Cut, Error, Failure, Refusal};
 pub use handle::{Agents, Answer, Config, Frames, Handle, Hosts, Request, new};
+pub use scheduler::{Reason, Why};
 pub use state::Figures;
 pub use task::Task;
 pub use trace::{Phases, Step, Trace, What};

@@ -138,9 +138,9 @@ fn each_waits_for_the_slot_that_is_free_first() {
 #[test]
 fn what_was_promised_is_held_for_a_moment_and_taken_by_whoever_comes() {
     let mut desk = desk(1, 8);
-    let rtt = Seconds::new(0.1);
-    assert_eq!(desk.probe(at(0), &work(1), rtt).unwrap().free_slots, 1);
-    let second = desk.probe(at(0), &work(1), rtt).unwrap();
+    let hold = Duration::from_millis(210);
+    assert_eq!(desk.probe(at(0), &work(1), hold).unwrap().free_slots, 1);
+    let second = desk.probe(at(0), &work(1), hold).unwrap();
     assert_eq!(second.free_slots, 0);
     near(second.estimate.wait, READ + WRITE);
     assert_eq!(desk.promise(at(0), &work(2)).unwrap().free_slots, 1, "another model has its own slots");
@@ -153,10 +153,16 @@ fn what_was_promised_is_held_for_a_moment_and_taken_by_whoever_comes() {
 }
 
 #[test]
+fn a_promise_that_is_not_to_be_held_takes_no_place() {
+    let mut desk = desk(1, 8);
+    (0..3).for_each(|_| assert_eq!(desk.probe(at(0), &work(1), Duration::ZERO).unwrap().free_slots, 1));
+}
+
+#[test]
 fn promises_are_forgotten_when_there_are_too_many() {
     let mut desk = desk(1, 8);
     for _ in 0..1000 {
-        desk.probe(at(0), &work(1), Seconds::new(1.0)).unwrap();
+        desk.probe(at(0), &work(1), Duration::from_secs(2)).unwrap();
     }
     assert_eq!(desk.reserved.len(), RESERVED_MAX);
 }

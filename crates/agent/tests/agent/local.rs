@@ -41,7 +41,7 @@ async fn an_answer_comes_line_by_line_as_the_backend_wrote_it() {
     assert_eq!((&facts.models[0].names[..], facts.models[0].facts.slots), (&[NAME.to_owned()][..], 1));
     assert!(facts.models[0].facts.resident.is_some());
     assert!(
-        bench.agent.probe(&bench.ask().work, Seconds::ZERO).unwrap().estimate.load == Seconds::ZERO,
+        bench.agent.probe(&bench.ask().work, Duration::ZERO).unwrap().estimate.load == Seconds::ZERO,
         "it is loaded now"
     );
 }

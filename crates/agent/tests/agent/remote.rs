@@ -271,7 +271,7 @@ async fn a_probe_is_answered_with_what_a_request_would_meet() {
     let agent = link.bench.agent.clone();
     let find = |work: &Work| (work.model == agent.model(NAME).unwrap()).then(|| agent.clone());
     let probed = |work: Work| {
-        let probe = codec::encode(&Probe::new(work, Seconds::ZERO)).unwrap();
+        let probe = codec::encode(&Probe::new(work, Duration::from_secs(1))).unwrap();
         codec::decode::<Reply>(&answer_probe(find, &probe).unwrap()).unwrap()
     };
     let work = link.bench.ask().work;
