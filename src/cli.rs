@@ -19,9 +19,11 @@ mod events;
 mod keys;
 mod leave;
 mod nodes;
+mod ps;
 mod run;
 mod status;
 mod token;
+mod trace;
 mod up;
 
 /// Many machines, one Ollama: a mesh of nodes, and the commands to look after it
@@ -67,6 +69,8 @@ enum Verb {
 #[derive(Debug, Subcommand)]
 enum Question {
     Status(status::Status),
+    Ps(ps::Ps),
+    Trace(trace::TraceOf),
     #[command(subcommand)]
     Nodes(nodes::Nodes),
     #[command(subcommand)]
@@ -84,6 +88,8 @@ impl Question {
     async fn ask(self, session: &Session) -> Result<(String, Exit), Failure> {
         let text = match self {
             Self::Status(status) => status.run(session).await?,
+            Self::Ps(ps) => ps.run(session).await?,
+            Self::Trace(trace) => trace.run(session).await?,
             Self::Nodes(nodes) => nodes.run(session).await?,
             Self::Token(token) => token.run(session).await?,
             Self::Config(config) => config.run(session).await?,

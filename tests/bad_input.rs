@@ -19,7 +19,7 @@ fn omx() -> &'static Path {
 
 fn mesh(dir: &Path, nodes: usize) -> Result<Testnet> {
     let arguments = ["--engine", "off"].map(str::to_owned).into();
-    Testnet::up(omx(), dir, nodes, &Options { arguments })
+    Testnet::up(omx(), dir, nodes, &Options { arguments, ..Options::default() })
 }
 
 /// `omx up` on free loopback ports, with more arguments.

@@ -36,7 +36,8 @@ fn faq() -> Result<Vec<Entry>> {
 /// A node that looks for no Ollama: one may well run where this is tested.
 fn start(dir: &Path) -> Result<Testnet> {
     let arguments = ["--ollama", "none"].map(str::to_owned).into();
-    let testnet = Testnet::up(Path::new(env!("CARGO_BIN_EXE_omx")), dir, 1, &Options { arguments })?;
+    let testnet =
+        Testnet::up(Path::new(env!("CARGO_BIN_EXE_omx")), dir, 1, &Options { arguments, ..Options::default() })?;
     testnet.nodes()[0].wait_until("the engine to serve", LIMIT, served)?;
     Ok(testnet)
 }

@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 fn mesh(dir: &Path, nodes: usize) -> Result<Testnet> {
     // Nobody asks a model here.
     let arguments = ["--engine", "off"].map(str::to_owned).into();
-    Testnet::up(Path::new(env!("CARGO_BIN_EXE_omx")), dir, nodes, &Options { arguments })
+    Testnet::up(Path::new(env!("CARGO_BIN_EXE_omx")), dir, nodes, &Options { arguments, ..Options::default() })
 }
 
 fn leader(status: &Value) -> Option<String> {

@@ -18,7 +18,7 @@ pub(crate) fn argument<T: FromStr>(name: &str, default: T) -> Result<T> {
 
 /// Without what runs models beside it: that is measured by itself.
 pub(crate) fn node_alone() -> testnet::Options {
-    testnet::Options { arguments: ["--engine", "off"].map(str::to_owned).into() }
+    testnet::Options { arguments: ["--engine", "off"].map(str::to_owned).into(), ..testnet::Options::default() }
 }
 
 /// Which `omx` is measured: by default the one cargo has just built with this profile.

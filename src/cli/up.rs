@@ -70,8 +70,8 @@ pub(super) struct Up {
     /// Where the mesh has no API key yet, make the one in this file the first; it opens everything
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// Use the Ollama there, of several the first that answers, or `none` [env: OMX_OLLAMA] [default: where one answers,
-    /// at OLLAMA_HOST or port 11434]
+    /// Use the Ollama there, of several all, or `none` [env: OMX_OLLAMA] [default: where one answers, at OLLAMA_HOST or
+    /// port 11434]
     #[arg(long, value_name = "URL|none")]
     ollama: Vec<String>,
     /// Run models by the built-in engine: `on`, `off`, or `auto` where no Ollama is [env: OMX_ENGINE] [default: auto]

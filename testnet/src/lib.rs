@@ -29,6 +29,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 pub struct Options {
     /// More arguments for every `omx up`.
     pub arguments: Vec<String>,
+    /// More arguments for each, in the order they are added.
+    pub each: Vec<Vec<String>>,
 }
 
 /// A mesh of processes. Those it started itself end with it, unless it is told to `keep` them.
@@ -85,7 +87,7 @@ impl Testnet {
         let dir = fs::canonicalize(dir).with_context(|| format!("failed to find folder `{}`", dir.display()))?;
         let Record { binary, arguments, nodes } = record;
         let nodes = nodes.into_iter().map(|node| Node::from_record(&binary, &dir, node)).collect();
-        Ok(Self { binary, dir, options: Options { arguments }, nodes, kept: false })
+        Ok(Self { binary, dir, options: Options { arguments, each: Vec::new() }, nodes, kept: false })
     }
 
     /// A further node, not started yet, that will join with this token or, without one, make a mesh of its own.
@@ -93,7 +95,10 @@ impl Testnet {
         if self.nodes.iter().any(|node| node.name() == name) {
             bail!("there is a node `{name}` already");
         }
-        self.nodes.push(Node::new(&self.binary, &self.dir, name, &self.options.arguments, join));
+        let Options { arguments, each } = &self.options;
+        let own = each.get(self.nodes.len()).into_iter().flatten();
+        let arguments: Vec<String> = arguments.iter().chain(own).cloned().collect();
+        self.nodes.push(Node::new(&self.binary, &self.dir, name, &arguments, join));
         Ok(self.nodes.last_mut().expect("it was pushed in the line above"))
     }
 

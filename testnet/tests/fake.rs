@@ -17,7 +17,7 @@ fn binary() -> PathBuf {
 
 fn up(dir: &Path, count: usize, arguments: &[&str]) -> anyhow::Result<Testnet> {
     let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
-    Testnet::up(&binary(), dir, count, &Options { arguments })
+    Testnet::up(&binary(), dir, count, &Options { arguments, ..Options::default() })
 }
 
 fn is_alive(pid: u32) -> bool {

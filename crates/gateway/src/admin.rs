@@ -2,6 +2,7 @@
 
 pub(crate) mod config;
 pub(crate) mod events;
+pub(crate) mod inference;
 pub(crate) mod keys;
 pub(crate) mod nodes;
 pub(crate) mod tokens;

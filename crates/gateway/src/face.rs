@@ -117,6 +117,7 @@ impl Service {
         let id = RequestId::random();
         let span = tracing::debug_span!("request", %id, method = %request.method(), path = ?request.uri().path());
         request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(id);
         let answered = AssertUnwindSafe(self.admit(peer, request).instrument(span.clone())).catch_unwind().await;
         let _entered = span.enter();
         let mut response = answered.unwrap_or_else(|_| {

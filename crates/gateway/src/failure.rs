@@ -25,6 +25,9 @@ pub(crate) struct Failure {
     cause: Option<String>,
 }
 
+/// Of an answer that is no JSON.
+const BACKEND_TEXT_MAX: usize = 500;
+
 impl Failure {
     pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         Self { status, code, message: message.into(), hint: None, retry_after: None, cause: None }
@@ -76,6 +79,14 @@ impl Failure {
             .hint("look whether the change is there before asking again")
     }
 
+    /// What a model's backend answered that was no success: one text, in Ollama's shape.
+    pub(crate) fn of_backend(status: StatusCode, body: &[u8]) -> Self {
+        let told = serde_json::from_slice::<serde_json::Value>(body).ok();
+        let error = told.as_ref().and_then(|told| told["error"].as_str());
+        let text = || String::from_utf8_lossy(body).chars().take(BACKEND_TEXT_MAX).collect();
+        Self::new(status, "backend", error.map_or_else(text, str::to_owned))
+    }
+
     /// `cause` goes to the log; the caller learns that it is there.
     pub(crate) fn internal(cause: impl fmt::Display) -> Self {
         let message = "this node failed to answer";
@@ -88,16 +99,19 @@ impl Failure {
 impl Failure {
     /// In Ollama's shape, for its routes: one text.
     pub(crate) fn into_ollamas(self) -> Response {
-        self.with_body(|_, native| native.into())
+        self.with_body(HeaderValue::from_static("application/json; charset=utf-8"), |_, native| native.into())
     }
 
     /// In OpenAI's shape, for its routes.
     pub(crate) fn into_openais(self) -> Response {
-        self.with_body(|status, native| openai::Error::of_native(status.as_u16(), native.as_bytes()).body().into())
+        let kind = HeaderValue::from_static("application/json");
+        self.with_body(kind, |status, native| {
+            openai::Error::of_native(status.as_u16(), native.as_bytes()).body().into()
+        })
     }
 
     /// The same head before another body, made of Ollama's.
-    fn with_body(mut self, body: impl FnOnce(StatusCode, String) -> Body) -> Response {
+    fn with_body(mut self, kind: HeaderValue, body: impl FnOnce(StatusCode, String) -> Body) -> Response {
         let text = match self.hint.take() {
             Some(hint) => format!("{} ({hint})", self.message),
             None => self.message.clone(),
@@ -105,6 +119,7 @@ impl Failure {
         let body = body(self.status, serde_json::json!({ "error": text }).to_string());
         let (mut head, _) = self.into_response().into_parts();
         head.headers.remove(header::CONTENT_LENGTH);
+        head.headers.insert(header::CONTENT_TYPE, kind);
         Response::from_parts(head, body)
     }
 }
@@ -228,7 +243,7 @@ fn refusal(refused: &Refused) -> (StatusCode, &'static str) {
 }
 
 /// An error and what caused it, for the log.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

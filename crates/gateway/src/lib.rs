@@ -4,7 +4,7 @@
 //! and how their questions and the answers look. It holds no state of the mesh.
 //!
 //! A request goes: connection limits and deadlines (`serve`, `pace`, `crowd`), host and origin (`host`), route (`table`),
-//! caller and scope (`access`), body limit and deadline (`route`), the route's function (`admin`, `health`, `forward`).
+//! caller and scope (`access`), body limit and deadline (`route`), the route's function (`admin`, `health`, `ollama`, `openai`).
 
 mod access;
 mod admin;
@@ -14,11 +14,11 @@ mod crowd;
 mod error;
 mod face;
 mod failure;
-mod forward;
 mod health;
 mod host;
 mod listen;
 mod metrics;
+mod ollama;
 mod openai;
 mod openapi;
 mod pace;

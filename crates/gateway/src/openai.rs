@@ -1,17 +1,16 @@
-//! `/v1/*`: OpenAI's API, asked of the backend in Ollama's terms and told in OpenAI's.
+//! `/v1/*`: OpenAI's API, asked of the mesh in Ollama's terms and told in OpenAI's.
 
 use std::convert::Infallible;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ::openai::{Error, Ids, Stream, chat, completions, embeddings, models};
 use axum::body::{Body, Bytes};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use node::Route;
 
-use crate::face::Face;
 use crate::failure::Failure;
-use crate::forward;
 use crate::route::Raw;
 
 /// An answer in one piece: some thousand vectors of some thousand numbers.
@@ -20,11 +19,12 @@ const ANSWER_MAX: usize = 256 << 20;
 pub(crate) async fn chat(raw: Raw) -> Result<Response, Failure> {
     told(async {
         let request = chat::Request::read(&raw.body)?;
-        let answer = ask(&raw.face, Method::POST, "/api/chat", request.native()).await?;
-        match request.streams() {
-            true => Ok(streamed(answer, request.stream(&ids()))),
-            false => Ok(whole(request.whole(&collected(answer).await?, &ids())?)),
-        }
+        let (about, answer) = ask(&raw, Route::Chat, request.native()).await?;
+        let response = match request.streams() {
+            true => streamed(answer, request.stream(&ids())),
+            false => whole(request.whole(&collected(answer).await?, &ids())?),
+        };
+        Ok(about.on(response))
     })
     .await
 }
@@ -32,11 +32,12 @@ pub(crate) async fn chat(raw: Raw) -> Result<Response, Failure> {
 pub(crate) async fn completions(raw: Raw) -> Result<Response, Failure> {
     told(async {
         let request = completions::Request::read(&raw.body)?;
-        let answer = ask(&raw.face, Method::POST, "/api/generate", request.native()).await?;
-        match request.streams() {
-            true => Ok(streamed(answer, request.stream(&ids()))),
-            false => Ok(whole(request.whole(&collected(answer).await?, &ids())?)),
-        }
+        let (about, answer) = ask(&raw, Route::Generate, request.native()).await?;
+        let response = match request.streams() {
+            true => streamed(answer, request.stream(&ids())),
+            false => whole(request.whole(&collected(answer).await?, &ids())?),
+        };
+        Ok(about.on(response))
     })
     .await
 }
@@ -44,25 +45,24 @@ pub(crate) async fn completions(raw: Raw) -> Result<Response, Failure> {
 pub(crate) async fn embeddings(raw: Raw) -> Result<Response, Failure> {
     told(async {
         let request = embeddings::Request::read(&raw.body)?;
-        let answer = ask(&raw.face, Method::POST, "/api/embed", request.native()).await?;
-        Ok(whole(request.whole(&collected(answer).await?)?))
+        let (about, answer) = ask(&raw, Route::Embed, request.native()).await?;
+        Ok(about.on(whole(request.whole(&collected(answer).await?)?)))
     })
     .await
 }
 
 pub(crate) async fn models(raw: Raw) -> Result<Response, Failure> {
-    told(async {
-        let answer = ask(&raw.face, Method::GET, "/api/tags", Vec::new()).await?;
-        Ok(whole(models::list(&collected(answer).await?)?))
-    })
-    .await
+    told(async { Ok(whole(models::list(&raw.tags().await)?)) }).await
 }
 
 pub(crate) async fn model(raw: Raw) -> Result<Response, Failure> {
     let model = raw.path.first().map_or("", |(_, model)| model.as_str());
     told(async {
-        let answer = ask(&raw.face, Method::POST, "/api/show", models::show(model)).await?;
-        Ok(whole(models::one(&collected(answer).await?, model)?))
+        let (status, body) = raw.shown(models::show(model).into()).await?;
+        match status {
+            200..300 => Ok(whole(models::one(&body, model)?)),
+            _ => Err(Error::of_native(status, &body).into()),
+        }
     })
     .await
 }
@@ -97,12 +97,24 @@ async fn told(answer: impl Future<Output = Result<Response, Not>>) -> Result<Res
     }
 }
 
+/// What an answer's head says of its way here.
+struct About(HeaderMap);
+
+impl About {
+    fn on(self, mut response: Response) -> Response {
+        response.headers_mut().extend(self.0);
+        response
+    }
+}
+
 /// A native answer that has begun well.
-async fn ask(face: &Face, method: Method, path: &str, body: Vec<u8>) -> Result<Body, Not> {
-    let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, JSON)]);
-    let (head, body) = forward::ask(face, method, path, &headers, body.into()).await?.into_parts();
+async fn ask(raw: &Raw, route: Route, body: Vec<u8>) -> Result<(About, Body), Not> {
+    let (mut head, body) = raw.infer_native(route, body.into()).await?.into_parts();
     if head.status.is_success() {
-        return Ok(body);
+        // The type and length of the native body are not those of its translation.
+        head.headers.remove(header::CONTENT_TYPE);
+        head.headers.remove(header::CONTENT_LENGTH);
+        return Ok((About(head.headers), body));
     }
     Err(Error::of_native(head.status.as_u16(), &collected(body).await?).into())
 }

@@ -23,6 +23,7 @@ use crate::access::{Caller, Denied, Need, Peer};
 use crate::face::Face;
 use crate::failure::Failure;
 use crate::wire;
+use types::RequestId;
 
 /// Settings and labels fit many times over.
 const BODY_MAX: usize = 64 << 10;
@@ -78,9 +79,11 @@ enum Errors {
 /// A request as it came, whole.
 pub(crate) struct Raw {
     pub(crate) face: Arc<Face>,
+    /// What it is called in traces and logs.
+    pub(crate) id: RequestId,
+    pub(crate) caller: Caller,
     pub(crate) method: Method,
     pub(crate) uri: Uri,
-    pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
     pub(crate) path: Vec<(String, String)>,
 }
@@ -88,6 +91,7 @@ pub(crate) struct Raw {
 /// A request whose sender may ask it.
 struct Asked {
     face: Arc<Face>,
+    id: RequestId,
     peer: Peer,
     need: Need,
     caller: Caller,
@@ -211,8 +215,8 @@ impl Route {
     {
         let of = method.clone();
         let run = move |asked: Asked| -> BoxFuture<'static, _> {
-            let Asked { face, uri, headers, body, path, .. } = asked;
-            Box::pin(run(Raw { face, method: of.clone(), uri, headers, body, path }))
+            let Asked { face, id, caller, uri, body, path, .. } = asked;
+            Box::pin(run(Raw { face, id, caller, method: of.clone(), uri, body, path }))
         };
         Self {
             body_max: if method == Method::GET { 0 } else { OLLAMA_BODY_MAX },
@@ -311,6 +315,7 @@ impl Route {
 
     async fn try_serve(&self, face: Arc<Face>, request: Request<Body>) -> Result<Response, Failure> {
         let peer = *request.extensions().get::<Peer>().ok_or_else(|| Failure::internal("a request from nowhere"))?;
+        let id = request.extensions().get().copied().unwrap_or_else(RequestId::random);
         let caller = match face.caller(peer, request.headers()) {
             // A probe answers whoever asks, but with a wrong key it tells no more than without.
             Err(_) if self.need == Need::Nothing => Caller::Anonymous(types::Scopes::NONE),
@@ -321,7 +326,7 @@ impl Route {
         let body = self.receive(body, face.limits().body).await?;
         let path = path_parts(&mut parts).await?;
         let (uri, headers) = (parts.uri, parts.headers);
-        let asked = Asked { face, peer, need: self.need, caller, path, uri, headers, body };
+        let asked = Asked { face, id, peer, need: self.need, caller, path, uri, headers, body };
         match tokio::time::timeout(self.deadline, (self.run)(asked)).await {
             Ok(answered) => answered,
             Err(_) if self.method == Method::GET => Err(Failure::late(self.deadline)),

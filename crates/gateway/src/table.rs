@@ -15,7 +15,7 @@ use crate::access::Need;
 use crate::face::{Face, Service};
 use crate::failure::Failure;
 use crate::route::{Answers, Route};
-use crate::{admin, forward, health, metrics, openai, openapi};
+use crate::{admin, health, metrics, ollama, openai, openapi};
 
 const READ: Need = Need::Scope(Scope::Read);
 const ADMIN: Need = Need::Scope(Scope::Admin);
@@ -23,7 +23,12 @@ const INFER: Need = Need::Scope(Scope::Infer);
 const MODELS: Need = Need::Scope(Scope::Models);
 
 pub(crate) fn routes() -> Vec<Route> {
-    use admin::{config, events, keys, nodes, tokens};
+    known().into_iter().chain(not_yet()).collect()
+}
+
+fn known() -> Vec<Route> {
+    use admin::{config, events, inference, keys, nodes, tokens};
+    use ollama::{infer, lists};
     vec![
         Route::read("/omx/v1/status", READ, "How the mesh is, as this node sees it now", nodes::status),
         Route::read("/omx/v1/nodes", READ, "The members", nodes::list),
@@ -38,6 +43,9 @@ pub(crate) fn routes() -> Vec<Route> {
             "Remove a member and bar its key on all nodes",
             nodes::remove,
         ),
+        Route::read("/omx/v1/queue", READ, "What the nodes have loaded, and what waits before them", inference::queue),
+        Route::read("/omx/v1/traces", READ, "Why the last requests went where they went", inference::traces),
+        Route::read("/omx/v1/traces/{id}", READ, "What became of one request", inference::trace),
         Route::read("/omx/v1/tokens", ADMIN, "The open join tokens, without their secrets", tokens::list),
         Route::change(Method::POST, "/omx/v1/tokens", ADMIN, "Make a join token", tokens::create).creates(),
         Route::change(Method::DELETE, "/omx/v1/tokens/{id}", ADMIN, "Revoke a join token", tokens::revoke),
@@ -72,18 +80,21 @@ pub(crate) fn routes() -> Vec<Route> {
             Answers::Other("application/json"),
             openapi::serve,
         ),
-        Route::ollamas(Method::GET, "/", READ, "That somebody is here, as Ollama says it", forward::root),
-        ollama(Method::GET, "/api/version", READ, "The backend's version"),
-        ollama(Method::GET, "/api/tags", READ, "The models there are"),
-        ollama(Method::GET, "/api/ps", READ, "The models that are loaded"),
-        ollama(Method::POST, "/api/show", READ, "All about one model"),
-        ollama(Method::POST, "/api/generate", INFER, "Continue a prompt"),
-        ollama(Method::POST, "/api/chat", INFER, "Answer in a conversation"),
-        ollama(Method::POST, "/api/embed", INFER, "Vectors of texts"),
-        ollama(Method::POST, "/api/embeddings", INFER, "The vector of one text, in the older form"),
-        ollama(Method::POST, "/api/copy", MODELS, "Give a model one more name"),
-        ollama(Method::DELETE, "/api/delete", MODELS, "Delete a model"),
-        ollama(Method::POST, "/api/pull", MODELS, "Fetch a model, where the backend can"),
+        Route::ollamas(Method::GET, "/", READ, "That somebody is here, as Ollama says it", ollama::root),
+        Route::ollamas(Method::GET, "/api/version", READ, "The version of the Ollama that is spoken", lists::version),
+        Route::ollamas(Method::GET, "/api/tags", READ, "The models of all nodes", lists::tags),
+        Route::ollamas(Method::GET, "/api/ps", READ, "The models that are loaded somewhere", lists::loaded),
+        Route::ollamas(Method::POST, "/api/show", READ, "All about one model", lists::show),
+        Route::ollamas(Method::POST, "/api/generate", INFER, "Continue a prompt", infer::generate),
+        Route::ollamas(Method::POST, "/api/chat", INFER, "Answer in a conversation", infer::chat),
+        Route::ollamas(Method::POST, "/api/embed", INFER, "Vectors of texts", infer::embed),
+        Route::ollamas(
+            Method::POST,
+            "/api/embeddings",
+            INFER,
+            "The vector of one text, in the older form",
+            infer::embeddings,
+        ),
         Route::openais(
             Method::POST,
             "/v1/chat/completions",
@@ -107,8 +118,27 @@ pub(crate) fn routes() -> Vec<Route> {
     ]
 }
 
-fn ollama(method: Method, path: &'static str, need: Need, about: &'static str) -> Route {
-    Route::ollamas(method, path, need, about, forward::forward)
+/// What Ollama has beyond that. Its clients are told that it is not here, rather than that it does not exist.
+fn not_yet() -> impl Iterator<Item = Route> {
+    let of_ollama = [
+        (Method::POST, "/api/pull", MODELS),
+        (Method::POST, "/api/push", MODELS),
+        (Method::POST, "/api/create", MODELS),
+        (Method::POST, "/api/copy", MODELS),
+        (Method::DELETE, "/api/delete", MODELS),
+        (Method::POST, "/api/blobs/{digest}", MODELS),
+        (Method::HEAD, "/api/blobs/{digest}", MODELS),
+        (Method::GET, "/api/status", READ),
+        (Method::POST, "/api/me", READ),
+        (Method::POST, "/api/signout", ADMIN),
+    ];
+    let of_openai = ["/v1/responses", "/v1/messages", "/v1/audio/transcriptions"];
+    let about = "Not supported yet";
+    let of_ollama = of_ollama
+        .into_iter()
+        .map(move |(method, path, need)| Route::ollamas(method, path, need, about, ollama::not_yet));
+    let of_openai = of_openai.map(move |path| Route::openais(Method::POST, path, INFER, about, ollama::not_yet));
+    of_ollama.chain(of_openai)
 }
 
 /// The routes and what stands before them, ready to be asked.

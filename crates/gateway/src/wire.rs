@@ -4,6 +4,7 @@
 //! document is made from them. A field may be added; none is renamed or given another meaning under the same `/v1`.
 
 mod event;
+mod inference;
 mod registry;
 mod status;
 
@@ -15,6 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use types::UnixMillis;
 
 pub use event::Event;
+pub use inference::{Last, Load, LoadedBackend, LoadedModel, Phases, Queue, Step, Trace, What};
 pub use registry::{
     Change, ChangeLabels, CreateKey, CreateToken, Done, Key, NewKey, NewToken, RollBack, SetValue, Setting, Token,
 };

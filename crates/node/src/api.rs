@@ -14,6 +14,7 @@ use tokio::sync::broadcast;
 use types::{Label, MeshId, NodeId, NodeName, RaftId, Role, Scopes, UnixMillis};
 
 use crate::backend::{Backend, BackendInfo};
+use crate::inference::Inference;
 
 /// A node's interface to everything above it. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -25,6 +26,7 @@ struct Inner {
     net: Net,
     log: store::Log,
     backend: Backend,
+    inference: Inference,
     started_at: UnixMillis,
     events: broadcast::Sender<Event>,
 }
@@ -206,9 +208,20 @@ const UNDRAIN_WITHIN: Duration = Duration::from_secs(3);
 const EVENTS_MAX: usize = 256;
 
 impl Api {
-    pub(crate) fn new(cluster: Cluster, net: Net, log: store::Log, backend: Backend) -> Self {
+    pub(crate) fn new(cluster: Cluster, net: Net, log: store::Log, backend: Backend, inference: Inference) -> Self {
         let (events, _) = broadcast::channel(EVENTS_MAX);
-        Self(Arc::new(Inner { cluster, net, log, backend, started_at: now(), events }))
+        Self(Arc::new(Inner { cluster, net, log, backend, inference, started_at: now(), events }))
+    }
+
+    /// Running models, on whichever node.
+    pub fn inference(&self) -> &Inference {
+        &self.0.inference
+    }
+
+    /// What people call a node; its id, where it has left.
+    pub fn name_of(&self, node: NodeId) -> String {
+        let name = self.0.cluster.view(|registry| registry.member(&node).map(|member| member.name.to_string()));
+        name.unwrap_or_else(|| node.to_string())
     }
 
     /// What runs models on this machine.
@@ -303,7 +316,11 @@ impl Api {
                 (false, false) => Seat::None,
             },
             leader: leader == Some(member.id),
-            state: if me || peer.is_some_and(|peer| peer.connected) { NodeState::Up } else { NodeState::Down },
+            // What this node cannot reach is not up for it; what is frozen stays connected, and the mesh knows.
+            state: match me || peer.is_some_and(|peer| peer.connected) && self.0.inference.is_up(member.id) {
+                true => NodeState::Up,
+                false => NodeState::Down,
+            },
             drain: member.drain,
             labels: member.labels.clone(),
             mesh: member.addresses.mesh.clone(),
@@ -567,7 +584,7 @@ fn default_of(key: &str) -> Result<SettingInfo, Refused> {
 }
 
 /// The wall clock. Only token and key expiry are judged by it.
-pub(crate) fn now() -> UnixMillis {
+pub fn now() -> UnixMillis {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

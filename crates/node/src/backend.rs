@@ -7,6 +7,9 @@ use engine::keeper::{self, Program, State};
 use engine::serve::SECRET_HEADER;
 use ollama::{Endpoint, client};
 use types::Secret;
+use vitals::BackendKind;
+
+use crate::inference::Source;
 
 /// What was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +24,7 @@ pub struct Wanted {
 pub enum OllamaWanted {
     /// Used where one answers there.
     Found(Endpoint),
-    /// Used whether they answer now or not, the first that does. At least one.
+    /// Used whether they answer now or not, all of them. At least one.
     At(Vec<Endpoint>),
     None,
 }
@@ -145,15 +148,35 @@ impl Backend {
         match &self.kind {
             Kind::Ollama(all) => Ok(all.iter().map(|at| Way { at: at.clone(), secret: None }).collect()),
             Kind::None => Err(Unavailable::Nothing(self.why.clone())),
-            Kind::Engine(handle) => match handle.state() {
-                State::Serving(serving) => {
-                    let secret = Secret::new(serving.secret.expose().to_owned());
-                    Ok(vec![Way { at: serving.at.clone(), secret: Some((SECRET_HEADER, secret)) }])
-                }
-                State::Starting => Err(Unavailable::Starting),
-                State::Waiting { why } => Err(Unavailable::Down(why)),
-                State::Stopped => Err(Unavailable::Down("the node is stopping".to_owned())),
-            },
+            Kind::Engine(handle) => Ok(vec![Self::engine_way(handle)?]),
+        }
+    }
+
+    /// What agents are put before.
+    pub(crate) fn sources(&self) -> Vec<Source> {
+        match &self.kind {
+            Kind::None => Vec::new(),
+            Kind::Ollama(all) => all.iter().cloned().map(Source::ollama).collect(),
+            Kind::Engine(handle) => {
+                let handle = handle.clone();
+                let find = move || match Self::engine_way(&handle) {
+                    Ok(Way { at, secret }) => Ok(agent::Way { at, secret }),
+                    Err(unavailable) => Err(unavailable.to_string()),
+                };
+                vec![Source { kind: BackendKind::Engine, find: Box::new(find) }]
+            }
+        }
+    }
+
+    fn engine_way(handle: &keeper::Handle) -> Result<Way, Unavailable> {
+        match handle.state() {
+            State::Serving(serving) => {
+                let secret = Secret::new(serving.secret.expose().to_owned());
+                Ok(Way { at: serving.at.clone(), secret: Some((SECRET_HEADER, secret)) })
+            }
+            State::Starting => Err(Unavailable::Starting),
+            State::Waiting { why } => Err(Unavailable::Down(why)),
+            State::Stopped => Err(Unavailable::Down("the node is stopping".to_owned())),
         }
     }
 

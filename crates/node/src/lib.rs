@@ -4,12 +4,15 @@ mod api;
 mod backend;
 mod events;
 mod folder;
+mod inference;
 mod start;
 #[cfg(feature = "test-util")]
 pub mod test_util;
 
+pub use agent::Route;
 pub use api::{
     Api, Error, Event, Figures, KeyInfo, Link, NodeInfo, NodeState, Readiness, Seat, SettingInfo, Status, TokenInfo,
+    now,
 };
 pub use backend::{Backend, BackendInfo, EngineWanted, FIRST_MODEL, OllamaWanted, Unavailable, Wanted, Way};
 pub use cluster::Error as RegistryError;
@@ -17,7 +20,11 @@ pub use cluster::{
     Actor, Change, Consistency, JournalEntry, KeyId, NewKey, Refused, StateHash, Token, TokenId, TokenPrefix,
 };
 pub use cluster::{End, JoinError, ParseTokenError};
+pub use dispatch::{Error as InferError, Reason, Trace, What, Why};
 pub use engine::keeper::Program;
 pub use folder::{Error as FolderError, Folder, RunInfo};
+pub use inference::{Infer, InferFigures, Inference, Inferred, List, NotShown};
 pub use ollama::{Endpoint, ParseEndpointError};
+pub use scheduler::Tenant;
 pub use start::{Config, Node, Progress, StartError, would_join};
+pub use vitals::{Backend as BackendFacts, Facts as NodeFacts, Model as ModelFacts};

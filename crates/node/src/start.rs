@@ -14,6 +14,7 @@ use crate::api::{Api, now};
 use crate::backend::{Backend, Choice, Wanted};
 use crate::events;
 use crate::folder::{self, Folder};
+use crate::inference::Inference;
 
 /// What a node is started with.
 #[derive(Debug, Clone)]
@@ -159,8 +160,13 @@ impl Node {
                 (belonging, Start::Found(candidate))
             }
         };
-        let parts =
-            Parts { keypair, net: net.clone(), log: log.clone(), shelf: Shelf::Folder(shelf), outside: outside() };
+        let parts = Parts {
+            keypair: keypair.clone(),
+            net: net.clone(),
+            log: log.clone(),
+            shelf: Shelf::Folder(shelf),
+            outside: outside(),
+        };
         let (cluster, cluster_task) = Cluster::open(cluster::Config::default(), parts, belonging, start).await?;
         if cluster.view(|registry| registry.is_removed(&cluster.id())) {
             return Err(StartError::NoMember);
@@ -176,8 +182,15 @@ impl Node {
                 Backend::engine(handle, why)
             }
         };
-        let api = Api::new(cluster.clone(), net.clone(), log.clone(), backend);
-        tasks.spawn(net_task.run(cluster.services(), stop_net.clone()));
+        let (inference, services, inferring) = Inference::new(&cluster, &net, keypair, &backend);
+        let api = Api::new(cluster.clone(), net.clone(), log.clone(), backend, inference);
+        tasks.spawn(net_task.run(services, stop_net.clone()));
+        for task in inferring {
+            let stopping = stop_net.clone();
+            tasks.spawn(async move {
+                stopping.run_until_cancelled(task).await;
+            });
+        }
         let stopping = stop_net.clone();
         let watching = futures::future::join(events::run(api.clone()), watch_for_sleep(cluster.clone()));
         tasks.spawn(async move {

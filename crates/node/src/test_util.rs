@@ -13,6 +13,7 @@ use types::{MeshId, RaftId, Role};
 
 use crate::api::{Api, Event, now};
 use crate::backend::Backend;
+use crate::inference::Inference;
 
 /// A node without a disk or a network. Dropped, it is gone.
 #[derive(Debug)]
@@ -58,11 +59,13 @@ impl Solo {
         let opened = Cluster::<Live>::open(config, parts, belonging, Start::Found(founder)).await;
         let (cluster, task) = opened.expect("nothing in memory stands in the way of a mesh");
         let mut tasks = JoinSet::new();
-        tasks.spawn(net_task.run(cluster.services(), CancellationToken::new()));
+        let (inference, services, inferring) = Inference::new(&cluster, &net, keypair, &backend);
+        inferring.into_iter().for_each(|task| drop(tasks.spawn(task)));
+        tasks.spawn(net_task.run(services, CancellationToken::new()));
         tasks.spawn(async move {
             task.run(CancellationToken::new()).await;
         });
-        Self { api: Api::new(cluster, net, log, backend), _tasks: tasks }
+        Self { api: Api::new(cluster, net, log, backend, inference), _tasks: tasks }
     }
 
     /// Makes something happen.

@@ -1,6 +1,7 @@
 //! Ollama's formats: its JSON, its model names, its folder, where it listens. What they mean to a model is the engine's business, what
 //! they mean to a mesh the gateway's.
 
+mod asked;
 pub mod client;
 mod digest;
 mod endpoint;
@@ -11,6 +12,7 @@ mod name;
 pub mod seen;
 pub mod wire;
 
+pub use asked::Asked;
 pub use digest::{Digest, InvalidDigest};
 pub use endpoint::{Endpoint, ParseEndpointError};
 pub use folder::Folder;

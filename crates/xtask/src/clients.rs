@@ -53,7 +53,7 @@ pub(crate) fn run(binary: &Path) -> anyhow::Result<Outcome> {
 fn ask(binary: &Path, scratch: &Path, clients: Vec<Command>) -> anyhow::Result<()> {
     // Not an Ollama that may run here: it has other models.
     let arguments = ["--ollama", "none"].map(str::to_owned).into();
-    let testnet = Testnet::up(binary, &scratch.join("node"), 1, &Options { arguments })?;
+    let testnet = Testnet::up(binary, &scratch.join("node"), 1, &Options { arguments, ..Options::default() })?;
     let node = &testnet.nodes()[0];
     let serves = |status: &serde_json::Value| status["backend"]["version"].as_str().map(str::to_owned);
     node.wait_until("the engine to serve", ENGINE_LIMIT, serves)?;

@@ -32,7 +32,7 @@ use Needs::{Admin, Infer, Machine, Models, Nothing, Read};
 
 /// Method, route, a path of it, a body, what it needs, and the status of whoever gets through. Some get through to a
 /// refusal of the registry's: the only voter cannot be removed, and some of what is named here is not there.
-const ROWS: [(&str, &str, &str, &str, Needs, u16); 42] = [
+const ROWS: [(&str, &str, &str, &str, Needs, u16); 55] = [
     ("GET", "/omx/v1/status", "/omx/v1/status", "", Read, 200),
     ("GET", "/omx/v1/nodes", "/omx/v1/nodes", "", Read, 200),
     ("GET", "/omx/v1/nodes/{node}", "/omx/v1/nodes/solo", "", Read, 200),
@@ -40,6 +40,9 @@ const ROWS: [(&str, &str, &str, &str, Needs, u16); 42] = [
     ("POST", "/omx/v1/nodes/{node}/undrain", "/omx/v1/nodes/solo/undrain", "", Admin, 200),
     ("PATCH", "/omx/v1/nodes/{node}/labels", "/omx/v1/nodes/solo/labels", r#"{"set":{"gpu":"a"}}"#, Admin, 200),
     ("DELETE", "/omx/v1/nodes/{node}", "/omx/v1/nodes/solo", "", Admin, 409),
+    ("GET", "/omx/v1/queue", "/omx/v1/queue", "", Read, 200),
+    ("GET", "/omx/v1/traces", "/omx/v1/traces", "", Read, 200),
+    ("GET", "/omx/v1/traces/{id}", "/omx/v1/traces/00000000000000000000000000000000", "", Read, 404),
     ("GET", "/omx/v1/tokens", "/omx/v1/tokens", "", Admin, 200),
     ("POST", "/omx/v1/tokens", "/omx/v1/tokens", "{}", Admin, 201),
     ("DELETE", "/omx/v1/tokens/{id}", "/omx/v1/tokens/00000000", "", Admin, 404),
@@ -56,28 +59,39 @@ const ROWS: [(&str, &str, &str, &str, Needs, u16); 42] = [
     ("POST", "/omx/v1/leave", "/omx/v1/leave", "", Machine, 409),
     ("GET", "/omx/v1/openapi.json", "/omx/v1/openapi.json", "", Read, 200),
     ("GET", "/", "/", "", Read, 200),
+    ("GET", "/api/version", "/api/version", "", Read, 200),
+    ("GET", "/api/tags", "/api/tags", "", Read, 200),
+    ("GET", "/api/ps", "/api/ps", "", Read, 200),
     // Nothing runs models in this mesh of one; that is what whoever gets through is told.
-    ("GET", "/api/version", "/api/version", "", Read, 503),
-    ("GET", "/api/tags", "/api/tags", "", Read, 503),
-    ("GET", "/api/ps", "/api/ps", "", Read, 503),
-    ("POST", "/api/show", "/api/show", "{}", Read, 503),
-    ("POST", "/api/generate", "/api/generate", "{}", Infer, 503),
-    ("POST", "/api/chat", "/api/chat", "{}", Infer, 503),
-    ("POST", "/api/embed", "/api/embed", "{}", Infer, 503),
-    ("POST", "/api/embeddings", "/api/embeddings", "{}", Infer, 503),
-    ("POST", "/api/copy", "/api/copy", "{}", Models, 503),
-    ("DELETE", "/api/delete", "/api/delete", "{}", Models, 503),
-    ("POST", "/api/pull", "/api/pull", "{}", Models, 503),
+    ("POST", "/api/show", "/api/show", MODEL, Read, 503),
+    ("POST", "/api/generate", "/api/generate", MODEL, Infer, 503),
+    ("POST", "/api/chat", "/api/chat", MODEL, Infer, 503),
+    ("POST", "/api/embed", "/api/embed", MODEL, Infer, 503),
+    ("POST", "/api/embeddings", "/api/embeddings", MODEL, Infer, 503),
     ("POST", "/v1/chat/completions", "/v1/chat/completions", CHAT, Infer, 503),
     ("POST", "/v1/completions", "/v1/completions", r#"{"model":"m","prompt":"p"}"#, Infer, 503),
     ("POST", "/v1/embeddings", "/v1/embeddings", r#"{"model":"m","input":"i"}"#, Infer, 503),
-    ("GET", "/v1/models", "/v1/models", "", Read, 503),
+    ("GET", "/v1/models", "/v1/models", "", Read, 200),
     ("GET", "/v1/models/{model}", "/v1/models/m", "", Read, 503),
+    ("POST", "/api/pull", "/api/pull", "{}", Models, 501),
+    ("POST", "/api/push", "/api/push", "{}", Models, 501),
+    ("POST", "/api/create", "/api/create", "{}", Models, 501),
+    ("POST", "/api/copy", "/api/copy", "{}", Models, 501),
+    ("DELETE", "/api/delete", "/api/delete", "{}", Models, 501),
+    ("POST", "/api/blobs/{digest}", "/api/blobs/sha256-00", "{}", Models, 501),
+    ("HEAD", "/api/blobs/{digest}", "/api/blobs/sha256-00", "", Models, 501),
+    ("GET", "/api/status", "/api/status", "", Read, 501),
+    ("POST", "/api/me", "/api/me", "{}", Read, 501),
+    ("POST", "/api/signout", "/api/signout", "{}", Admin, 501),
+    ("POST", "/v1/responses", "/v1/responses", "{}", Infer, 501),
+    ("POST", "/v1/messages", "/v1/messages", "{}", Infer, 501),
+    ("POST", "/v1/audio/transcriptions", "/v1/audio/transcriptions", "{}", Infer, 501),
     ("GET", "/healthz/live", "/healthz/live", "", Nothing, 200),
     ("GET", "/healthz/ready", "/healthz/ready", "", Nothing, 200),
     ("GET", "/metrics", "/metrics", "", Read, 200),
 ];
 
+const MODEL: &str = r#"{"model":"m"}"#;
 const CHAT: &str = r#"{"model":"m","messages":[{"role":"user","content":"?"}]}"#;
 
 struct Rig {

@@ -1,0 +1,233 @@
+//! The agents of all nodes, for the dispatcher: this node's by a call, others' over the mesh.
+
+use std::io;
+use std::time::Duration;
+
+use agent::remote::{self, Limits, Remote};
+use agent::{Ask, INFER, PROBE, Probe, Reply, Route, SendError};
+use bytes::Bytes;
+use dispatch::{Failure, Refusal};
+use hyper::header::HeaderValue;
+use net::{Allowed, Net, Protocol, RequestSpec, Roles, Services, StreamSpec};
+use scheduler::{Promise, Work};
+use types::NodeId;
+
+use super::here::Here;
+
+const LOOK: Protocol = Protocol::new("/omx/look/1");
+
+const PROBE_SPEC: RequestSpec = RequestSpec {
+    protocol: Protocol::new(PROBE),
+    roles: Roles::ALL,
+    request_bytes_max: 4 << 10,
+    response_bytes_max: 1 << 10,
+    deadline: Duration::from_secs(2),
+    concurrency_per_peer: 256,
+};
+/// Nothing is asked and nothing is said: an answer is the answer.
+const LOOK_SPEC: RequestSpec = RequestSpec {
+    protocol: LOOK,
+    roles: Roles::ALL,
+    request_bytes_max: 0,
+    response_bytes_max: 0,
+    deadline: Duration::from_secs(2),
+    concurrency_per_peer: 8,
+};
+/// As many as one gateway may have requests under way here, waiting ones included.
+const INFER_SPEC: StreamSpec = StreamSpec {
+    protocol: Protocol::new(INFER),
+    allowed: Allowed::Members(Roles::ALL),
+    concurrency_per_peer: 1_024,
+    concurrency_total: 4_096,
+};
+
+/// To reach a node: a direct connection within the local network takes milliseconds.
+const CONNECT_MAX: Duration = Duration::from_secs(3);
+/// Queues may be long, and who hangs is found by looks. This is for a connection that died without a word.
+const HEAD_MAX: Duration = Duration::from_secs(3_600);
+const BETWEEN_MAX: Duration = Duration::from_secs(360);
+
+#[derive(Debug)]
+pub(crate) struct Agents {
+    here: Here,
+    net: Net,
+    remote: Remote,
+}
+
+/// What a request is to a dispatcher.
+#[derive(Debug)]
+pub(crate) struct Payload {
+    pub(crate) route: Route,
+    pub(crate) body: Bytes,
+}
+
+/// An answer of this node's backend or of another node.
+#[derive(Debug)]
+pub(crate) struct Frames {
+    from: From,
+    /// Nothing was read from it yet.
+    is_fresh: bool,
+}
+
+#[derive(Debug)]
+enum From {
+    Here(agent::Answer),
+    There(remote::Answer),
+}
+
+impl Agents {
+    pub(crate) fn new(here: Here, net: Net) -> Self {
+        Self { here, net, remote: Remote::default() }
+    }
+
+    /// What this node offers to the others' dispatchers.
+    pub(crate) fn services(services: Services, here: &Here) -> Services {
+        let (probed, asked) = (here.clone(), here.clone());
+        services
+            .on_request(LOOK_SPEC, |_, _| Box::pin(async { Ok(Bytes::new()) }))
+            .on_request(PROBE_SPEC, move |_, probe| {
+                let answer = agent::answer_probe(|work| probed.find(work), &probe);
+                Box::pin(async move { answer.map(Bytes::from).map_err(|_| net::Refusal::Malformed) })
+            })
+            .on_stream(INFER_SPEC, move |_, stream| {
+                let here = asked.clone();
+                Box::pin(async move {
+                    if let Err(error) = agent::serve(move |work| here.find(work), stream).await {
+                        tracing::debug!(%error, "a peer's requests ended");
+                    }
+                })
+            })
+    }
+
+    async fn probe_there(&self, node: NodeId, work: &Work, hold: Duration) -> Result<Promise, Failure> {
+        let probe = codec::encode(&Probe::new(work.clone(), hold)).map_err(unreachable)?;
+        let answer = self.net.request(node, PROBE_SPEC.protocol, probe.into()).await.map_err(unreachable)?;
+        let reply: Reply = codec::decode(&answer).map_err(unreachable)?;
+        Result::from(reply).map_err(refused)
+    }
+}
+
+impl dispatch::Agents for Agents {
+    type Request = Payload;
+    type Answer = Frames;
+
+    async fn probe(&self, node: NodeId, work: &Work, hold: Duration) -> Result<Promise, Failure> {
+        if node != self.net.local() {
+            return self.probe_there(node, work, hold).await;
+        }
+        let agent = self.here.find(work).ok_or(Failure::Refused(Refusal::NoModel))?;
+        agent.probe(work, hold).map_err(refused)
+    }
+
+    async fn look(&self, node: NodeId) -> bool {
+        node == self.net.local() || self.net.request(node, LOOK, Bytes::new()).await.is_ok()
+    }
+
+    async fn open(
+        &self,
+        node: NodeId,
+        request: &Payload,
+        work: &Work,
+        max_wait: Option<Duration>,
+    ) -> Result<Frames, Failure> {
+        let ask = Ask { work: work.clone(), weight: 1.0, wait_max: max_wait };
+        let sent = agent::Request { route: request.route, ask, body: request.body.clone() };
+        let from = if node == self.net.local() {
+            let agent = self.here.find(work).ok_or(Failure::Refused(Refusal::NoModel))?;
+            From::Here(agent.run(sent).await.map_err(failed_here)?)
+        } else {
+            let limits = Limits { connect: CONNECT_MAX, head: HEAD_MAX, between: BETWEEN_MAX };
+            let dial = async { self.net.connect(node, INFER_SPEC.protocol).await.map_err(io::Error::other) };
+            From::There(self.remote.run(node, sent, limits, dial).await.map_err(failed_there)?)
+        };
+        Ok(Frames { from, is_fresh: true })
+    }
+}
+
+impl Frames {
+    pub(crate) fn content_type(&self) -> Option<&HeaderValue> {
+        match &self.from {
+            From::Here(answer) => answer.content_type.as_ref(),
+            From::There(answer) => answer.content_type.as_ref(),
+        }
+    }
+
+    /// The `num_ctx` that was set in place of the request's.
+    pub(crate) fn raised_context(&self) -> Option<u32> {
+        match &self.from {
+            From::Here(answer) => answer.raised_context,
+            From::There(answer) => answer.raised_context,
+        }
+    }
+}
+
+impl dispatch::Frames for Frames {
+    fn status(&self) -> u16 {
+        match &self.from {
+            From::Here(answer) => answer.status.as_u16(),
+            From::There(answer) => answer.status.as_u16(),
+        }
+    }
+
+    async fn next(&mut self) -> Option<Result<Bytes, Failure>> {
+        let next = match &mut self.from {
+            From::Here(answer) => answer.next().await.map(|next| next.map_err(failed_here)),
+            From::There(answer) => answer.next().await.map(|next| next.map_err(failed_there)),
+        };
+        let is_first = std::mem::replace(&mut self.is_fresh, false);
+        match next {
+            // A runner that dies before its first token says so in a stream that had begun well.
+            Some(Ok(line)) if is_first && dispatch::Frames::status(self) == 200 && line.starts_with(b"{\"error\":") => {
+                Some(Err(Failure::Served { status: 500, body: line }))
+            }
+            next => next,
+        }
+    }
+}
+
+fn unreachable(error: impl std::error::Error + Send + Sync + 'static) -> Failure {
+    Failure::Unreachable(error.into())
+}
+
+fn broken(error: impl std::error::Error + Send + Sync + 'static) -> Failure {
+    Failure::Broken(error.into())
+}
+
+fn refused(refusal: agent::Refusal) -> Failure {
+    Failure::Refused(match refusal {
+        agent::Refusal::NoModel => Refusal::NoModel,
+        agent::Refusal::Nack(promise) => Refusal::Wait(promise),
+        agent::Refusal::Full { wait } => Refusal::Full { wait },
+        agent::Refusal::Late => Refusal::Late,
+        agent::Refusal::Draining => Refusal::Draining,
+        agent::Refusal::Down(_) => Refusal::Down,
+    })
+}
+
+fn failed_here(error: agent::Error) -> Failure {
+    match error {
+        agent::Error::Refused(refusal) => refused(refusal),
+        error @ (agent::Error::Unreachable(SendError::Late(_) | SendError::Connect(_)) | agent::Error::NoWay(_)) => {
+            unreachable(error)
+        }
+        error @ (agent::Error::Unreachable(SendError::Broken(_))
+        | agent::Error::GivenUp(_)
+        | agent::Error::Silent(_)
+        | agent::Error::Broken(_)
+        | agent::Error::Garbage(_)) => broken(error),
+    }
+}
+
+fn failed_there(error: remote::Error) -> Failure {
+    match error {
+        remote::Error::Refused(refusal) => refused(refusal),
+        error @ (remote::Error::Unreachable(SendError::Late(_) | SendError::Connect(_))
+        | remote::Error::Unsendable(_)) => unreachable(error),
+        error @ (remote::Error::Unreachable(SendError::Broken(_))
+        | remote::Error::Backend(_)
+        | remote::Error::Malformed(_)
+        | remote::Error::Silent(_)
+        | remote::Error::Broken(_)
+        | remote::Error::Garbage(_)) => broken(error),
+    }
+}

@@ -1,0 +1,150 @@
+//! The backends of this node, an agent before each, and which of them is for what.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use agent::{FindWay, Handle, Question, Way};
+use bytes::Bytes;
+use futures::future::join_all;
+use ollama::Endpoint;
+use scheduler::{ModelKey, Seconds, Work};
+use vitals::{BackendKind, BackendState, Log8};
+
+/// Cheap to clone; all clones are one.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Here(Arc<RwLock<Vec<Stand>>>);
+
+/// One backend and the agent before it.
+#[derive(Debug, Clone)]
+pub(crate) struct Stand {
+    pub(crate) kind: BackendKind,
+    pub(crate) agent: Handle,
+}
+
+/// A backend an agent is to be put before.
+pub(crate) struct Source {
+    pub(crate) kind: BackendKind,
+    pub(crate) find: FindWay,
+}
+
+/// The engine takes so many at once, fewer only where memory is short; then the rest waits inside.
+const ENGINE_SLOTS: u16 = 4;
+/// A backend that is up lists its models within.
+const REFRESH_MAX: Duration = Duration::from_secs(3);
+
+impl Stand {
+    /// The task has to run for the agent to see anything.
+    pub(crate) fn before(source: Source) -> (Self, agent::Task) {
+        let Source { kind, find } = source;
+        let slots = (kind == BackendKind::Engine).then_some(ENGINE_SLOTS);
+        let (agent, task) = agent::new(agent::Config { slots, ..agent::Config::default() }, find);
+        (Self { kind, agent }, task)
+    }
+}
+
+impl Source {
+    pub(crate) fn ollama(at: Endpoint) -> Self {
+        let find = move || Ok(Way { at: at.clone(), secret: None });
+        Self { kind: BackendKind::Ollama, find: Box::new(find) }
+    }
+}
+
+impl Here {
+    pub(crate) fn set(&self, stands: Vec<Stand>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = stands;
+    }
+
+    pub(crate) fn all(&self) -> Vec<Stand> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The agent before the backend that is the best for this work, where several have the model: one that runs, has it
+    /// loaded, and has the least before it for each slot.
+    pub(crate) fn find(&self, work: &Work) -> Option<Handle> {
+        let stands = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let with_model = stands.iter().filter_map(|stand| Some((&stand.agent, stand.agent.slots(work.model)?)));
+        let best = with_model.min_by(|(a, a_slots), (b, b_slots)| {
+            let rank = |agent: &Handle, slots: u16| {
+                let is_down = !matches!(agent.state(), agent::State::Up | agent::State::Suspect);
+                let is_cold = agent.loaded_context(work.model).is_none();
+                let before = (agent.running() + agent.waiting()) as f64 / f64::from(slots.max(1));
+                (is_down, is_cold, before)
+            };
+            rank(a, *a_slots).partial_cmp(&rank(b, *b_slots)).unwrap_or(std::cmp::Ordering::Equal)
+        });
+        best.map(|(agent, _)| agent.clone())
+    }
+
+    /// Looks anew at what the backends list.
+    pub(crate) async fn refresh(&self) {
+        let stands = self.all();
+        let looks = join_all(stands.iter().map(|stand| stand.agent.refresh()));
+        let _ = tokio::time::timeout(REFRESH_MAX, looks).await;
+    }
+
+    /// Takes nothing new, or takes again.
+    pub(crate) fn drain(&self, draining: bool) {
+        self.all().iter().for_each(|stand| stand.agent.drain(draining));
+    }
+
+    /// The backends' own lists, of those that answer.
+    pub(crate) async fn lists(&self, question: Question) -> Vec<Bytes> {
+        let stands = self.all();
+        let answers = join_all(stands.iter().map(|stand| stand.agent.question(question.clone()))).await;
+        let good = answers.into_iter().filter_map(|answer| match answer {
+            Ok((status, body)) if status.is_success() => Some(body),
+            Ok(_) | Err(_) => None,
+        });
+        good.collect()
+    }
+
+    /// What the agent before a backend with this model hears when it asks for it, status and body.
+    pub(crate) async fn show(&self, model: ModelKey, body: Bytes) -> Option<Result<(u16, Bytes), agent::Error>> {
+        let stands = self.all();
+        let stand = stands.iter().find(|stand| stand.agent.slots(model).is_some())?;
+        let answer = stand.agent.question(Question::Show(body)).await;
+        Some(answer.map(|(status, body)| (status.as_u16(), body)))
+    }
+
+    /// What this node says of its backends and models.
+    pub(crate) fn facts(&self) -> (Vec<vitals::Backend>, Vec<vitals::Model>) {
+        let (mut backends, mut models) = (Vec::new(), Vec::new());
+        for Stand { kind, agent, .. } in self.all() {
+            let agent::Facts { state, version, models: of_agent } = agent.facts();
+            let Ok(backend) = u8::try_from(backends.len()) else { break };
+            let state = match state {
+                agent::State::Up => BackendState::Up,
+                agent::State::Suspect => BackendState::Suspect,
+                agent::State::Down(_) => BackendState::Down,
+                agent::State::Draining => BackendState::Draining,
+            };
+            backends.push(vitals::Backend { kind, state, version: version.unwrap_or_default() });
+            for of_model in of_agent {
+                let facts = of_model.facts;
+                let small = |count: u16| u8::try_from(count).unwrap_or(u8::MAX);
+                let seconds = |span: Seconds| Log8::of(f64::from(span.get()));
+                let model = vitals::Model {
+                    digest: *of_model.key.as_bytes(),
+                    name: String::new(),
+                    backend,
+                    resident: facts.resident.is_some(),
+                    slots: small(facts.slots),
+                    context: facts.resident.unwrap_or(0),
+                    prefill: Log8::of(f64::from(facts.prefill_rate)),
+                    decode: Log8::of(1.0 / f64::from(facts.step.get())),
+                    load: seconds(facts.load),
+                    free: small(facts.free_slots),
+                    wait: seconds(facts.wait),
+                };
+                models.extend(of_model.names.into_iter().map(|name| vitals::Model { name, ..model.clone() }));
+            }
+        }
+        (backends, models)
+    }
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Source").field("kind", &self.kind).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,111 @@
+//! A thousand requests while nodes die, freeze and fail under them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use fakes::Fault;
+use serde_json::json;
+use testnet::{Testnet, wait_until};
+use tokio::task::JoinSet;
+
+use crate::client::{self, Outcome};
+use crate::{LIMIT, MODEL, Mesh, fake, tokens};
+
+const REQUESTS: u32 = 1_000;
+const CLIENTS: u32 = 16;
+const TOKENS: u32 = 20;
+
+#[test]
+fn what_had_not_begun_is_neither_lost_nor_done_twice_whatever_happens_to_nodes() -> Result<()> {
+    let load = Duration::from_millis(50);
+    let unequal = [(8, 400.0), (4, 200.0), (4, 100.0), (2, 100.0), (2, 50.0)];
+    let mut mesh = Mesh::before(unequal.map(|(slots, decode)| fake(slots, decode, load)).into())?;
+    let api = mesh.entry().run()?.api;
+    let next = Arc::new(AtomicU32::new(0));
+    let mut clients = JoinSet::new();
+    for _ in 0..CLIENTS {
+        let next = next.clone();
+        let client = async move {
+            let mut outcomes = Vec::new();
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= REQUESTS {
+                    return outcomes;
+                }
+                let outcome = match client::ask(api, "/api/chat", &question(number)).await {
+                    Ok(said) => said.outcome(),
+                    Err(error) => Outcome::Lost(format!("{error:#}")),
+                };
+                outcomes.push((number, outcome));
+            }
+        };
+        clients.spawn_on(client, mesh.runtime.handle());
+    }
+    disturb(&mut mesh.testnet, &mesh.fakes, &next)?;
+    let outcomes = mesh
+        .runtime
+        .block_on(async { tokio::time::timeout(3 * LIMIT, clients.join_all()).await.context("requests hang") })?;
+    let outcomes: Vec<_> = outcomes.into_iter().flatten().collect();
+    ensure!(outcomes.len() == REQUESTS as usize, "{} outcomes", outcomes.len());
+    let whole = tokens(TOKENS);
+    let mut cut = 0;
+    for (number, outcome) in outcomes {
+        match outcome {
+            Outcome::Whole(text) => ensure!(text == whole, "request {number} was answered `{text}`"),
+            // It had begun on a node that then died, and its client was told so.
+            Outcome::Cut(text) => {
+                ensure!(whole.starts_with(&text), "request {number} was answered `{text}`");
+                cut += 1;
+            }
+            Outcome::Lost(what) => anyhow::bail!("request {number} was lost: {what}"),
+        }
+    }
+    // What can be on three nodes that die or freeze, once each.
+    ensure!(cut <= 8 + 4 + 2 + 10, "{cut} answers broke off");
+    let retries = figure(&mesh, "omx_infer_retries_total")?;
+    ensure!(retries <= f64::from(REQUESTS) / 10.0, "{retries} retries");
+    ensure!(figure(&mesh, "omx_infer_requests_total")? == f64::from(REQUESTS));
+    ensure!(figure(&mesh, "omx_infer_under_way")? == 0.0, "something is left over");
+    Ok(())
+}
+
+/// Each fourth in one piece.
+fn question(number: u32) -> serde_json::Value {
+    let messages = json!([{ "role": "user", "content": format!("number {number}") }]);
+    json!({ "model": MODEL, "messages": messages, "stream": !number.is_multiple_of(4), "options": { "num_predict": TOKENS } })
+}
+
+/// One after the other, as requests come along: a node dies and returns, a backend fails, a node freezes and thaws, a
+/// backend hangs, the leader dies.
+fn disturb(testnet: &mut Testnet, fakes: &[fakes::Ollama], next: &AtomicU32) -> Result<()> {
+    let at = |number: u32| {
+        wait_until("requests to come along", 2 * LIMIT, || {
+            let now = next.load(Ordering::Relaxed);
+            ensure!(now >= number, "{now} of {number}");
+            Ok(())
+        })
+    };
+    at(150)?;
+    testnet.node("n2")?.kill9()?;
+    at(300)?;
+    testnet.node("n2")?.start()?;
+    at(350)?;
+    fakes[2].faults().next(20, Fault::Status { status: 500 });
+    at(450)?;
+    testnet.node("n4")?.freeze()?;
+    at(600)?;
+    testnet.node("n4")?.thaw()?;
+    at(650)?;
+    fakes[4].faults().next(2, Fault::Hang);
+    at(800)?;
+    testnet.node("n1")?.kill9()
+}
+
+fn figure(mesh: &Mesh, name: &str) -> Result<f64> {
+    let api = mesh.entry().run()?.api;
+    let text = mesh.runtime.block_on(client::get(api, "/metrics"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.with_context(|| format!("no `{name}` in\n{text}"))?.parse().context("it is a number")
+}
