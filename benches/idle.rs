@@ -8,12 +8,14 @@ mod arguments;
 mod machine;
 #[path = "support/process.rs"]
 mod process;
+#[path = "support/status.rs"]
+mod status;
 
 use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use testnet::Testnet;
 
 fn main() -> Result<()> {
@@ -21,7 +23,7 @@ fn main() -> Result<()> {
     let span = Duration::from_secs(arguments::argument("seconds", 60)?);
     let settle = Duration::from_secs(arguments::argument("settle", 15)?);
     let omx = Testnet::up(&arguments::binary()?, &scratch.path().join("omx"), 3, &arguments::node_alone())?;
-    let status = omx.nodes()[0].status()?;
+    let mesh = omx.nodes()[0].status()?;
     println!("{}; three nodes idle for {} s, after {} s", machine::name(), span.as_secs(), settle.as_secs());
     // Time itself is what is measured over, so nothing is waited for here.
     thread::sleep(settle);
@@ -36,27 +38,20 @@ fn main() -> Result<()> {
         let pid = pids[at];
         let cpu = (process::cpu_seconds(&[pid])? - before[at]) / took * 100.0;
         let woken = (self::switches(pid)? - switches[at]) / took;
-        let about = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let megabytes = |name| field(&about, name).map(|kib| kib * 1024.0 / 1e6);
-        let role = if status["leader"]["name"] == *node.name() { " (leader)" } else { "" };
+        let about = status::of(pid)?;
+        let megabytes = |name| status::field(&about, name).map(|kib| kib * 1024.0 / 1e6);
+        let role = if mesh["leader"]["name"] == *node.name() { " (leader)" } else { "" };
         println!(
             "| {}{role} | {cpu:.2} | {:.1} | {:.1} | {:.1} | {} | {woken:.0} |",
             node.name(),
             megabytes("VmRSS")?,
             megabytes("RssAnon")?,
             megabytes("VmHWM")?,
-            field(&about, "Threads")?,
+            status::field(&about, "Threads")?,
         );
     }
     println!("load at the end {}", machine::load());
     omx.down().map(drop)
-}
-
-/// A number from `/proc/PID/status`; memory is in KiB there.
-fn field(about: &str, name: &str) -> Result<f64> {
-    let line = about.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    let number = line.and_then(|line| line.split_whitespace().next());
-    number.and_then(|number| number.parse().ok()).with_context(|| format!("no `{name}` in a process' status"))
 }
 
 /// How often the threads of a process went to sleep by themselves so far.
@@ -65,7 +60,7 @@ fn switches(pid: u32) -> Result<f64> {
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
         // A thread may end between the two looks.
         let Ok(about) = fs::read_to_string(thread?.path().join("status")) else { continue };
-        sum += field(&about, "voluntary_ctxt_switches")?;
+        sum += status::field(&about, "voluntary_ctxt_switches")?;
     }
     Ok(sum)
 }
