@@ -40,7 +40,7 @@ enum Command {
     Build,
     /// Run every check: format, lints, documentation, fences, tests
     Test,
-    /// Run the last of the checks alone: Ollama's own clients for Python and JavaScript against a node
+    /// Run the last of the checks alone: other people's clients for Python and JavaScript against three nodes
     Clients,
     /// Run several nodes on this machine, and make them fail
     Testnet(testnet::Arguments),

@@ -91,9 +91,9 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Ollama's own clients against the binary that was tested. Returns what was missing, where they were not run.
+/// Other people's clients against the binary that was tested. Returns what was missing, where they were not run.
 fn clients(reports: &mut Vec<Report>) -> Option<String> {
-    println!("\nclients: PyPI `ollama` and npm `ollama`");
+    println!("\nclients: PyPI `ollama`, `openai`, `langchain-ollama` and `litellm`, npm `ollama`");
     let begun = Instant::now();
     let passed = match build::tested_binary().and_then(|binary| clients::run(&binary)) {
         Ok(Outcome::NotRun(missing)) => return Some(missing),
