@@ -27,7 +27,7 @@ use crate::raft::network::Factory;
 use crate::raft::service::Service;
 use crate::raft::{LeaderId, Raft, Seat};
 use crate::registry::members::FOUNDER;
-use crate::registry::{Actor, Addresses, ApiKey, Candidate, Done, JoinToken, Registry, StateHash, Verb};
+use crate::registry::{Actor, Addresses, ApiKey, Candidate, Done, JoinToken, KeyLimits, Registry, StateHash, Verb};
 use crate::runtime::{Live, Runtime};
 use crate::shelf::Shelf;
 use crate::task::Task;
@@ -552,13 +552,14 @@ impl<R: Runtime> Cluster<R> {
         name: String,
         scopes: Scopes,
         ttl: Option<Duration>,
+        limits: KeyLimits,
     ) -> Result<NewKey, Error> {
         let random = self.random();
         let id = *random.first_chunk().expect("32 is over 6");
         let new = NewKey::from_random(self.random(), id);
         let now = self.wall_clock();
         let expires_at = ttl.map(|ttl| now.after(ttl));
-        let key = ApiKey { name, hash: new.hash(), scopes, created_at: now, expires_at };
+        let key = ApiKey { name, hash: new.hash(), scopes, created_at: now, expires_at, limits };
         self.write(by, Verb::CreateKey { id: new.id.clone(), key }).await?;
         Ok(new)
     }
@@ -567,7 +568,8 @@ impl<R: Runtime> Cluster<R> {
     pub async fn adopt_first_key(&self, by: Actor, new: &NewKey) -> Result<(), Error> {
         if self.view(|registry| registry.keys().next().is_none()) {
             let (name, hash, scopes) = ("the first".to_owned(), new.hash(), Scopes::all());
-            let key = ApiKey { name, hash, scopes, created_at: self.wall_clock(), expires_at: None };
+            let (created_at, limits) = (self.wall_clock(), KeyLimits::NONE);
+            let key = ApiKey { name, hash, scopes, created_at, expires_at: None, limits };
             self.write(by, Verb::CreateKey { id: new.id.clone(), key }).await?;
         }
         Ok(())

@@ -2,7 +2,7 @@
 
 use types::{Scopes, Secret, UnixMillis};
 
-use crate::registry::{ApiKey, KeyHash, KeyId, Registry};
+use crate::registry::{ApiKey, Grant, KeyHash, KeyId, KeyLimits, Registry};
 
 const PREFIX: &str = "omx_";
 const CHECKSUM_DIGITS: usize = 6;
@@ -56,7 +56,7 @@ fn id_of(text: &str) -> Option<KeyId> {
 
 impl Registry {
     /// What a key opens; nothing where it is unknown, wrong or expired, and the caller is not told which.
-    pub fn authenticate(&self, text: &str, now: UnixMillis) -> Option<(KeyId, Scopes)> {
+    pub fn authenticate(&self, text: &str, now: UnixMillis) -> Option<Grant> {
         let id = id_of(text)?;
         let given = blake3::Hash::from_bytes(hash(text).0);
         let nobody = ApiKey {
@@ -65,11 +65,12 @@ impl Registry {
             scopes: Scopes::NONE,
             created_at: UnixMillis(0),
             expires_at: None,
+            limits: KeyLimits::NONE,
         };
         // An unknown id is compared all the same, so that the time taken says nothing. `Hash` compares in constant time.
         let known = self.key(&id).unwrap_or(&nobody);
         let same = given == blake3::Hash::from_bytes(known.hash.0);
-        (same && !known.expired(now)).then_some((id, known.scopes))
+        (same && !known.expired(now)).then_some(Grant { key: id, scopes: known.scopes, limits: known.limits })
     }
 }
 

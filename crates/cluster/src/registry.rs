@@ -20,7 +20,7 @@ use types::{MeshId, NodeId, NodeName, RaftId, RequestId, UnixMillis};
 pub use access::Actor;
 pub use command::{Command, Done, Outcome, Refused, Verb};
 pub use journal::JournalEntry;
-pub use keys::{ApiKey, KeyHash, KeyId};
+pub use keys::{ApiKey, Grant, KeyHash, KeyId, KeyLimits};
 pub use members::{Addresses, Candidate, Member, Proof, Removed};
 pub use settings::{Change, Definition, Setting, Settings};
 pub use tokens::{JoinToken, TokenId, TokenPrefix};

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, HeaderName, header};
-use node::{Actor, Api, KeyId};
+use node::{Actor, Api, Grant};
 use subtle::ConstantTimeEq;
 use types::{Scope, Scopes, Secret};
 
@@ -41,10 +41,7 @@ pub(crate) enum Need {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Caller {
     Anonymous(Scopes),
-    Key {
-        id: KeyId,
-        scopes: Scopes,
-    },
+    Key(Grant),
     /// The owner of this machine, by socket or cookie.
     Owner {
         uid: u32,
@@ -67,9 +64,11 @@ impl Caller {
     pub(crate) fn may(&self, need: Need) -> Result<(), Denied> {
         match (need, self) {
             (Need::Nothing, _) | (_, Self::Owner { .. }) => Ok(()),
-            (Need::Scope(scope), Self::Anonymous(scopes) | Self::Key { scopes, .. }) if scopes.allows(scope) => Ok(()),
+            (Need::Scope(scope), Self::Anonymous(scopes) | Self::Key(Grant { scopes, .. })) if scopes.allows(scope) => {
+                Ok(())
+            }
             (_, Self::Anonymous(_)) => Err(Denied::NoKey(need)),
-            (_, Self::Key { .. }) => Err(Denied::Lacking(need)),
+            (_, Self::Key(_)) => Err(Denied::Lacking(need)),
         }
     }
 
@@ -77,7 +76,7 @@ impl Caller {
     pub(crate) fn actor(&self, api: &Api) -> Option<Actor> {
         match self {
             Self::Anonymous(_) => None,
-            Self::Key { id, .. } => Some(api.key_holder(id.clone())),
+            Self::Key(grant) => Some(api.key_holder(grant.key.clone())),
             Self::Owner { uid } => Some(api.user(*uid)),
         }
     }
@@ -121,7 +120,7 @@ impl Gate {
             return Err(Denied::Throttled { wait });
         }
         let found = std::str::from_utf8(text).ok().and_then(|text| api.authenticate(text));
-        found.map(|(id, scopes)| Caller::Key { id, scopes }).ok_or_else(|| {
+        found.map(Caller::Key).ok_or_else(|| {
             throttle().wrong(remote, now);
             tracing::info!(%remote, "a key was shown that opens nothing");
             Denied::WrongKey
@@ -154,10 +153,13 @@ mod tests {
 
     #[test]
     fn a_key_opens_what_its_scopes_say_and_never_the_machine() {
-        let key = Caller::Key { id: "0102030405ff".parse().unwrap(), scopes: Scopes::NONE.with(Scope::Infer) };
+        let key = |scopes| {
+            let key = "0102030405ff".parse().unwrap();
+            Caller::Key(Grant { key, scopes, limits: node::KeyLimits::NONE })
+        };
+        let (admin, key) = (key(Scopes::all()), key(Scopes::NONE.with(Scope::Infer)));
         assert_eq!(key.may(Need::Scope(Scope::Infer)), Ok(()));
         assert_eq!(key.may(Need::Scope(Scope::Read)), Err(Denied::Lacking(Need::Scope(Scope::Read))));
-        let admin = Caller::Key { id: "0102030405ff".parse().unwrap(), scopes: Scopes::all() };
         assert_eq!(admin.may(Need::Machine), Err(Denied::Lacking(Need::Machine)));
         assert_eq!(Caller::Owner { uid: 1 }.may(Need::Machine), Ok(()));
     }

@@ -11,6 +11,7 @@ use node::{Refused, RegistryError};
 
 use crate::access::{Denied, Need};
 use crate::host::Foreign;
+use crate::quota::Exceeded;
 use crate::wire;
 
 /// An answer that is no success.
@@ -172,6 +173,22 @@ impl From<Denied> for Failure {
                 Self::new(StatusCode::FORBIDDEN, "forbidden", format!("this needs {}", needed(need)))
             }
         }
+    }
+}
+
+impl From<Exceeded> for Failure {
+    fn from(exceeded: Exceeded) -> Self {
+        let (message, hint) = match exceeded {
+            Exceeded::Concurrent { limit } => {
+                let message = format!("this key may have {limit} requests under way at once, and has them");
+                (message, "send the next one when an answer is over, or use a key with a higher `--concurrent`")
+            }
+            Exceeded::PerMinute { limit, .. } => {
+                let message = format!("this key may start {limit} requests per minute, and has started them");
+                (message, "wait as long as `Retry-After` says, or use a key with a higher `--per-minute`")
+            }
+        };
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "key_limit", message).hint(hint).retry_after(exceeded.wait())
     }
 }
 

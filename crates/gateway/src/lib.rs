@@ -4,7 +4,8 @@
 //! and how their questions and the answers look. It holds no state of the mesh.
 //!
 //! A request goes: connection limits and deadlines (`serve`, `pace`, `crowd`), host and origin (`host`), route (`table`),
-//! caller and scope (`access`), body limit and deadline (`route`), the route's function (`admin`, `health`, `ollama`, `openai`).
+//! caller and scope (`access`), the limits of its key (`quota`), body limit and deadline (`route`), the route's function
+//! (`admin`, `health`, `ollama`, `openai`).
 
 mod access;
 mod admin;
@@ -22,6 +23,7 @@ mod ollama;
 mod openai;
 mod openapi;
 mod pace;
+mod quota;
 mod route;
 mod serve;
 mod socket;

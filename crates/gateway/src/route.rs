@@ -4,7 +4,7 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -18,10 +18,12 @@ use node::{Actor, Api, Consistency};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use types::Scope;
 
 use crate::access::{Caller, Denied, Need, Peer};
 use crate::face::Face;
 use crate::failure::Failure;
+use crate::quota::Quota;
 use crate::wire;
 use types::RequestId;
 
@@ -118,7 +120,7 @@ impl<I> Ask<I> {
     }
 
     pub(crate) fn actor(&self) -> Result<Actor, Failure> {
-        let nobody = || Denied::NoKey(Need::Scope(types::Scope::Admin)).into();
+        let nobody = || Denied::NoKey(Need::Scope(Scope::Admin)).into();
         self.caller.actor(self.api()).ok_or_else(nobody)
     }
 
@@ -295,8 +297,8 @@ impl Route {
         self.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
     }
 
-    pub(crate) async fn serve(&self, face: Arc<Face>, request: Request<Body>) -> Response {
-        let mut response = match self.try_serve(face, request).await {
+    pub(crate) async fn serve(&self, face: Arc<Face>, quota: &Quota, request: Request<Body>) -> Response {
+        let mut response = match self.try_serve(face, quota, request).await {
             Ok(mut response) => {
                 if response.status() == StatusCode::OK {
                     *response.status_mut() = self.success;
@@ -313,7 +315,7 @@ impl Route {
         response
     }
 
-    async fn try_serve(&self, face: Arc<Face>, request: Request<Body>) -> Result<Response, Failure> {
+    async fn try_serve(&self, face: Arc<Face>, quota: &Quota, request: Request<Body>) -> Result<Response, Failure> {
         let peer = *request.extensions().get::<Peer>().ok_or_else(|| Failure::internal("a request from nowhere"))?;
         let id = request.extensions().get().copied().unwrap_or_else(RequestId::random);
         let caller = match face.caller(peer, request.headers()) {
@@ -322,13 +324,20 @@ impl Route {
             caller => caller?,
         };
         caller.may(self.need)?;
+        let place = match &caller {
+            Caller::Key(grant) if self.need == Need::Scope(Scope::Infer) => quota.admit(grant, Instant::now())?,
+            _ => None,
+        };
         let (mut parts, body) = request.into_parts();
         let body = self.receive(body, face.limits().body).await?;
         let path = path_parts(&mut parts).await?;
         let (uri, headers) = (parts.uri, parts.headers);
         let asked = Asked { face, id, peer, need: self.need, caller, path, uri, headers, body };
         match tokio::time::timeout(self.deadline, (self.run)(asked)).await {
-            Ok(answered) => answered,
+            Ok(answered) => answered.map(|answer| match place {
+                Some(place) => place.hold(answer),
+                None => answer,
+            }),
             Err(_) if self.method == Method::GET => Err(Failure::late(self.deadline)),
             Err(_) => Err(Failure::unknown(self.deadline)),
         }

@@ -14,6 +14,7 @@ use types::Scope;
 use crate::access::Need;
 use crate::face::{Face, Service};
 use crate::failure::Failure;
+use crate::quota::Quota;
 use crate::route::{Answers, Route};
 use crate::{admin, health, metrics, ollama, openai, openapi};
 
@@ -147,12 +148,13 @@ pub(crate) fn service(face: Arc<Face>) -> Service {
 }
 
 pub(crate) fn router(face: Arc<Face>, routes: Vec<Route>) -> Router {
+    let quota = Quota::default();
     let routes = routes.into_iter().fold(Router::new(), |router, route| {
         let filter = MethodFilter::try_from(route.method.clone()).expect("the table holds common methods only");
-        let (path, route) = (route.path, Arc::new(route));
+        let (path, route, quota) = (route.path, Arc::new(route), quota.clone());
         let serve = move |State(face): State<Arc<Face>>, request: Request<Body>| {
-            let route = route.clone();
-            async move { route.serve(face, request).await }
+            let (route, quota) = (route.clone(), quota.clone());
+            async move { route.serve(face, &quota, request).await }
         };
         router.route(path, on(filter, serve))
     });

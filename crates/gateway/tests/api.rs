@@ -137,6 +137,12 @@ async fn tokens_and_keys_are_shown_once_and_work_until_they_are_revoked() {
     let (_, keys): (_, Vec<wire::Key>) = server.tcp("GET", "/omx/v1/keys", &bearer, "").await;
     assert_eq!((keys.len(), keys[0].id.as_str(), keys[0].expires_at), (1, key.id.as_str(), None));
     assert_eq!(keys[0].scopes, [Scope::Infer, Scope::Admin]);
+    assert_eq!((keys[0].concurrent, keys[0].per_minute), (None, None));
+    let wish = json!({ "name": "ci", "scopes": ["infer"], "concurrent": 2, "per_minute": 60 }).to_string();
+    let (_, limited): (_, wire::NewKey) = server.owner("POST", "/omx/v1/keys", &wish).await;
+    let (_, keys): (_, Vec<wire::Key>) = server.owner("GET", "/omx/v1/keys", "").await;
+    let shown = keys.iter().find(|key| key.id == limited.id).unwrap();
+    assert_eq!((shown.concurrent.map(u32::from), shown.per_minute.map(u32::from)), (Some(2), Some(60)));
     let (_, set): (_, wire::Setting) =
         server.tcp("PUT", "/omx/v1/config/mesh.name", &bearer, r#"{"value":"lab"}"#).await;
     assert_eq!(set.value, "lab");
@@ -186,6 +192,6 @@ async fn beyond_loopback_the_api_opens_with_a_key_or_a_word_that_it_shall_not_ne
     open(true).await.unwrap();
     let api = &solo.api;
     let scopes = [Scope::Infer].into_iter().collect();
-    api.create_key(api.user(0), "first".to_owned(), scopes, None).await.unwrap();
+    api.create_key(api.user(0), "first".to_owned(), scopes, None, node::KeyLimits::NONE).await.unwrap();
     open(false).await.unwrap();
 }

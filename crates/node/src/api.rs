@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use cluster::{
-    Actor, Change, Cluster, Consistency, JournalEntry, KeyId, Member, NewKey, Refused, Registry, StateHash, Token,
-    TokenId, TokenPrefix, Verb,
+    Actor, Change, Cluster, Consistency, Grant, JournalEntry, KeyId, KeyLimits, Member, NewKey, Refused, Registry,
+    StateHash, Token, TokenId, TokenPrefix, Verb,
 };
 use net::{Net, PeerStatus};
 use tokio::sync::broadcast;
@@ -153,6 +153,7 @@ pub struct KeyInfo {
     pub scopes: Scopes,
     pub created_at: UnixMillis,
     pub expires_at: Option<UnixMillis>,
+    pub limits: KeyLimits,
 }
 
 /// Something that happened.
@@ -477,6 +478,7 @@ impl Api {
         name: String,
         scopes: Scopes,
         ttl: Option<Duration>,
+        limits: KeyLimits,
     ) -> Result<NewKey, Error> {
         if scopes.is_empty() {
             return Err(Error::BadRequest("a key needs at least one scope".to_owned()));
@@ -484,7 +486,7 @@ impl Api {
         if name.chars().count() > 100 || name.chars().any(char::is_control) {
             return Err(Error::BadRequest("a key's name has at most 100 characters, none of them control".to_owned()));
         }
-        Ok(self.0.cluster.create_key(by, name, scopes, ttl).await?)
+        Ok(self.0.cluster.create_key(by, name, scopes, ttl, limits).await?)
     }
 
     /// Makes a key from a file the first of the mesh, where there is none yet.
@@ -499,6 +501,7 @@ impl Api {
             scopes: key.scopes,
             created_at: key.created_at,
             expires_at: key.expires_at,
+            limits: key.limits,
         };
         Ok(self.0.cluster.read(consistency, |registry| registry.keys().map(info).collect()).await?)
     }
@@ -508,7 +511,7 @@ impl Api {
     }
 
     /// What a key opens, by the local view: keys work without a quorum.
-    pub fn authenticate(&self, text: &str) -> Option<(KeyId, Scopes)> {
+    pub fn authenticate(&self, text: &str) -> Option<Grant> {
         self.0.cluster.view(|registry| registry.authenticate(text, now()))
     }
 

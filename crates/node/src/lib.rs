@@ -17,7 +17,8 @@ pub use api::{
 pub use backend::{Backend, BackendInfo, EngineWanted, FIRST_MODEL, OllamaWanted, Unavailable, Wanted, Way};
 pub use cluster::Error as RegistryError;
 pub use cluster::{
-    Actor, Change, Consistency, JournalEntry, KeyId, NewKey, Refused, StateHash, Token, TokenId, TokenPrefix,
+    Actor, Change, Consistency, Grant, JournalEntry, KeyId, KeyLimits, NewKey, Refused, StateHash, Token, TokenId,
+    TokenPrefix,
 };
 pub use cluster::{End, JoinError, ParseTokenError};
 pub use dispatch::{Error as InferError, Reason, Trace, What, Why};

@@ -127,10 +127,18 @@ async fn a_key_is_printed_alone_once_and_can_be_revoked() {
     let keys = node.json("keys ls").await;
     assert_eq!(keys[0]["scopes"], serde_json::json!(["infer", "read"]));
     let id = keys[0]["id"].as_str().unwrap();
-    assert!(node.says("keys ls").await.contains(&format!("\n{id}  chat  infer,read  ")));
+    assert!(node.says("keys ls").await.contains(&format!("\n{id}  chat  infer,read  -       ")));
     assert_eq!(node.says(&format!("keys revoke {id}")).await, format!("key `{id}` opens nothing any more\n"));
     assert!(node.solo.api.authenticate(key).is_none());
     assert_eq!(node.refuses(&format!("keys revoke {id}")).await.exit, Exit::Refused);
+    node.says("keys create ci --scope infer --concurrent 2 --per-minute 60").await;
+    let keys = node.json("keys ls").await;
+    assert_eq!((&keys[0]["concurrent"], &keys[0]["per_minute"]), (&2.into(), &60.into()));
+    assert!(
+        node.says("keys ls").await.contains("  ci    infer   2 at once, 60/min  "),
+        "{}",
+        node.says("keys ls").await
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

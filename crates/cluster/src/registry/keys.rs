@@ -1,6 +1,7 @@
 //! API keys, as the registry knows them: a hash and what it opens.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -20,12 +21,79 @@ pub struct KeyId(String);
 pub struct KeyHash(pub [u8; 32]);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Stored", into = "Stored")]
 pub struct ApiKey {
     pub name: String,
     pub hash: KeyHash,
     pub scopes: Scopes,
     pub created_at: UnixMillis,
     pub expires_at: Option<UnixMillis>,
+    pub limits: KeyLimits,
+}
+
+/// How much a key may ask of models; nothing where it has no limit of its own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyLimits {
+    /// Requests under way at once.
+    pub concurrent: Option<NonZeroU32>,
+    /// Requests started within any minute.
+    pub per_minute: Option<NonZeroU32>,
+}
+
+/// What a key that was shown opens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    pub key: KeyId,
+    pub scopes: Scopes,
+    pub limits: KeyLimits,
+}
+
+/// A key on disks and wires.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    name: String,
+    hash: KeyHash,
+    scopes: Scopes,
+    created_at: UnixMillis,
+    terms: Terms,
+}
+
+/// The first two variants have the bytes of the `Option` that stood here before keys had limits. So each release reads
+/// the keys of the other, until the first key with limits is made: an older one stops at that, as at any command it
+/// does not know.
+#[derive(Serialize, Deserialize)]
+enum Terms {
+    Unending,
+    Until(UnixMillis),
+    Limited { expires_at: Option<UnixMillis>, limits: KeyLimits },
+}
+
+impl KeyLimits {
+    pub const NONE: Self = Self { concurrent: None, per_minute: None };
+}
+
+impl From<ApiKey> for Stored {
+    fn from(key: ApiKey) -> Self {
+        let ApiKey { name, hash, scopes, created_at, expires_at, limits } = key;
+        let terms = match expires_at {
+            _ if limits != KeyLimits::NONE => Terms::Limited { expires_at, limits },
+            None => Terms::Unending,
+            Some(end) => Terms::Until(end),
+        };
+        Self { name, hash, scopes, created_at, terms }
+    }
+}
+
+impl From<Stored> for ApiKey {
+    fn from(stored: Stored) -> Self {
+        let Stored { name, hash, scopes, created_at, terms } = stored;
+        let (expires_at, limits) = match terms {
+            Terms::Unending => (None, KeyLimits::NONE),
+            Terms::Until(end) => (Some(end), KeyLimits::NONE),
+            Terms::Limited { expires_at, limits } => (expires_at, limits),
+        };
+        Self { name, hash, scopes, created_at, expires_at, limits }
+    }
 }
 
 impl ApiKey {

@@ -1,3 +1,4 @@
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use net::Keypair;
@@ -128,6 +129,7 @@ fn only_admins_of_nodes_change_the_mesh() {
         scopes: [scope].into_iter().collect(),
         created_at: NOW,
         expires_at: None,
+        limits: KeyLimits::NONE,
     };
     let (admin, reader) = (KeyId::from_bytes([1; 6]), KeyId::from_bytes([2; 6]));
     log.give(user(1), Verb::CreateKey { id: admin.clone(), key: key(Scope::Admin) }).unwrap();
@@ -260,4 +262,42 @@ fn a_command_has_the_bytes_it_always_had() {
     golden.push(7);
     golden.extend([8, 1, b'k', 1, b'v', 1, 3]);
     assert_eq!(crate::pack(&command), golden);
+}
+
+/// Keys made before keys had limits are read, and a key without limits is written as it always was.
+#[test]
+fn a_key_has_the_bytes_it_always_had_until_it_has_limits() {
+    let (unlimited, hash) = (KeyLimits::NONE, KeyHash([5; 32]));
+    let scopes: types::Scopes = [Scope::Infer, Scope::Read].into_iter().collect();
+    let limits = |concurrent, per_minute| KeyLimits {
+        concurrent: NonZeroU32::new(concurrent),
+        per_minute: NonZeroU32::new(per_minute),
+    };
+    for (expires_at, limits, terms) in [
+        (None, unlimited, &[0][..]),
+        (Some(UnixMillis(7)), unlimited, &[1, 7]),
+        (None, limits(2, 0), &[2, 0, 1, 2, 0]),
+        (Some(UnixMillis(7)), limits(0, 9), &[2, 1, 7, 0, 1, 9]),
+    ] {
+        let key = ApiKey { name: "k".into(), hash, scopes, created_at: UnixMillis(4), expires_at, limits };
+        let golden = [&[1, b'k'][..], &[5; 32], &[2, 0, 1], &[4], terms].concat();
+        assert_eq!(crate::statement(&key), golden);
+        assert_eq!(codec::from_bytes::<ApiKey>(&golden).unwrap(), key);
+    }
+    // A limit of nothing at all is no limit that was ever written.
+    let zero = [&[1, b'k'][..], &[5; 32], &[0], &[4], &[2, 0, 1, 0, 0]].concat();
+    assert!(codec::from_bytes::<ApiKey>(&zero).is_err());
+}
+
+#[test]
+fn a_key_that_is_shown_brings_its_limits() {
+    let mut log = Log::founded();
+    let new = crate::NewKey::from_random([7; 32], [1; 6]);
+    let limits = KeyLimits { concurrent: NonZeroU32::new(3), per_minute: None };
+    let scopes = types::Scopes::NONE.with(Scope::Infer);
+    let key = ApiKey { name: "k".into(), hash: new.hash(), scopes, created_at: NOW, expires_at: None, limits };
+    log.give(user(1), Verb::CreateKey { id: new.id.clone(), key }).unwrap();
+    let again: Registry = codec::decode(&crate::pack(&log.registry)).unwrap();
+    let grant = Grant { key: new.id.clone(), scopes, limits };
+    assert_eq!(again.authenticate(new.text.expose(), NOW), Some(grant));
 }

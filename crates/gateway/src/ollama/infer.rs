@@ -51,7 +51,7 @@ impl Raw {
         let inference = self.face.api().inference();
         let model = inference.resolve(&name).await.ok_or_else(|| unknown(&self.face, &asked, route))?;
         let tenant = match &self.caller {
-            Caller::Key { id, .. } => Tenant::of_key(id.to_string().as_bytes()),
+            Caller::Key(grant) => Tenant::of_key(grant.key.to_string().as_bytes()),
             Caller::Anonymous(_) | Caller::Owner { .. } => Tenant::ANONYMOUS,
         };
         let work = work::of(&asked, route, model, inference.chain_key(), tenant);

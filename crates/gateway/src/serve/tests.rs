@@ -154,7 +154,7 @@ async fn a_body_that_does_not_come_is_waited_for_no_longer() {
     assert!(to_end(&mut rig.say(head).await).await.starts_with("HTTP/1.1 401"));
     let api = &rig.solo.api;
     let scopes = types::Scopes::all();
-    let key = api.create_key(api.user(0), "test".to_owned(), scopes, None).await.unwrap();
+    let key = api.create_key(api.user(0), "test".to_owned(), scopes, None, node::KeyLimits::NONE).await.unwrap();
     let head = head.replace("x-api-key: x", &format!("x-api-key: {}", key.text.expose()));
     let said = to_end(&mut rig.say(&head).await).await;
     assert!(said.starts_with("HTTP/1.1 408") && said.contains("slow_body"), "{said}");

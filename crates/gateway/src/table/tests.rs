@@ -3,9 +3,11 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 
 use axum::http::{StatusCode, header};
 use axum::response::Response;
+use futures::StreamExt;
 use http_body_util::BodyExt;
 use node::test_util::Solo;
 use serde_json::Value;
@@ -143,9 +145,13 @@ impl Rig {
     }
 
     async fn key(&self, scopes: impl IntoIterator<Item = Scope>) -> String {
+        self.limited_key(scopes, node::KeyLimits::NONE).await
+    }
+
+    async fn limited_key(&self, scopes: impl IntoIterator<Item = Scope>, limits: node::KeyLimits) -> String {
         let api = &self.solo.api;
         let scopes: Scopes = scopes.into_iter().collect();
-        api.create_key(api.user(0), "test".to_owned(), scopes, None).await.unwrap().text.expose().clone()
+        api.create_key(api.user(0), "test".to_owned(), scopes, None, limits).await.unwrap().text.expose().clone()
     }
 }
 
@@ -257,6 +263,7 @@ async fn a_mistake_in_what_is_sent_is_named() {
         ("POST", "/omx/v1/tokens", r#"{"uses":0}"#, 400, "bad_request", "one use"),
         ("POST", "/omx/v1/keys", r#"{"name":"x","scopes":[]}"#, 400, "bad_request", "scope"),
         ("POST", "/omx/v1/keys", r#"{"name":"x","scopes":["root"]}"#, 400, "bad_request", "root"),
+        ("POST", "/omx/v1/keys", r#"{"name":"x","scopes":["infer"],"concurrent":0}"#, 400, "bad_request", "nonzero"),
         ("DELETE", "/omx/v1/keys/nonsense", "", 404, "unknown_key", "nonsense"),
         ("PATCH", "/omx/v1/nodes/solo/labels", r#"{"set":{"GPU":"a b"}}"#, 400, "bad_request", "GPU=a b"),
     ] {
@@ -289,6 +296,58 @@ async fn wrong_and_unknown_keys_read_the_same_and_many_of_them_are_throttled() {
     assert!((1..=60).contains(&wait), "{wait}");
     let other = rig.ask(from([203, 0, 113, 8]), "GET", "/omx/v1/status", &[("x-api-key", &good)], "").await;
     assert_eq!(other.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_key_that_asks_models_too_often_is_told_so_as_its_client_understands_it() {
+    let rig = Rig::new().await;
+    let limits = node::KeyLimits { concurrent: None, per_minute: NonZeroU32::new(2) };
+    let key = rig.limited_key([Scope::Infer, Scope::Read], limits).await;
+    let ask = async |method: &str, path: &str, body: &str| {
+        rig.ask(beyond(), method, path, &[("x-api-key", &key)], body).await
+    };
+    for _ in 0..2 {
+        assert_eq!(ask("POST", "/api/generate", MODEL).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    }
+    let wait = |response: &Response| -> u64 {
+        assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+        response.headers()[header::RETRY_AFTER].to_str().unwrap().parse().unwrap()
+    };
+    let native = ask("POST", "/api/chat", MODEL).await;
+    assert!((1..=61).contains(&wait(&native)));
+    let error = json(native).await["error"].as_str().unwrap().to_owned();
+    assert!(error.starts_with("this key may start 2 requests per minute") && error.contains("Retry-After"), "{error}");
+    let openai = ask("POST", "/v1/chat/completions", CHAT).await;
+    assert!((1..=61).contains(&wait(&openai)));
+    assert_eq!(json(openai).await["error"]["message"], error.as_str());
+    // Looking at things costs nothing, and others are not held up.
+    assert_eq!(ask("GET", "/omx/v1/status", "").await.status(), StatusCode::OK);
+    assert_eq!(rig.ask(loopback(), "POST", "/api/chat", &[], MODEL).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let other = rig.limited_key([Scope::Infer], limits).await;
+    let other = rig.ask(beyond(), "POST", "/api/chat", &[("x-api-key", &other)], MODEL).await;
+    assert_eq!(other.status(), StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn an_answer_counts_as_under_way_until_its_body_is_over() {
+    async fn endless(_: Ask<wire::Nothing>) -> Result<Response, Failure> {
+        let piece = futures::stream::once(async { Ok::<_, std::convert::Infallible>("a") });
+        Ok(Response::new(Body::from_stream(piece.chain(futures::stream::pending()))))
+    }
+    let rig = Rig::new().await;
+    let limits = node::KeyLimits { concurrent: NonZeroU32::new(1), per_minute: None };
+    let key = rig.limited_key([Scope::Infer], limits).await;
+    let routes = vec![Route::other("/endless", INFER, "", Answers::Other("text/plain"), endless)];
+    let rig = Rig { service: Service::new(rig.face.clone(), router(rig.face.clone(), routes)), ..rig };
+    let ask = async || rig.ask(beyond(), "GET", "/endless", &[("x-api-key", &key)], "").await;
+    let mut first = ask().await;
+    first.body_mut().frame().await.unwrap().unwrap();
+    let refused = ask().await;
+    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(refused.headers()[header::RETRY_AFTER], "1");
+    assert_eq!(json(refused).await["error"]["code"], "key_limit");
+    drop(first);
+    assert_eq!(ask().await.status(), StatusCode::OK);
 }
 
 #[tokio::test]

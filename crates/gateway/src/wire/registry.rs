@@ -1,6 +1,7 @@
 //! What the registry holds, and what is asked of it.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -101,6 +102,12 @@ pub struct CreateKey {
     /// How long it is good for, in seconds. Default: until it is revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_s: Option<u64>,
+    /// Requests to models it may have under way at once, at each node. Default: no limit of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrent: Option<NonZeroU32>,
+    /// Requests to models it may start within a minute, at each node. Default: no limit of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_minute: Option<NonZeroU32>,
 }
 
 /// An API key, just made. Nothing else ever shows its text.
@@ -117,6 +124,10 @@ pub struct Key {
     pub scopes: Vec<Scope>,
     pub created_at: Time,
     pub expires_at: Option<Time>,
+    /// Requests to models it may have under way at once, at each node.
+    pub concurrent: Option<NonZeroU32>,
+    /// Requests to models it may start within a minute, at each node.
+    pub per_minute: Option<NonZeroU32>,
 }
 
 impl std::fmt::Debug for NewToken {
