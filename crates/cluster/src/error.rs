@@ -80,6 +80,8 @@ impl Refused {
             Self::NoSuchChange { key, .. } => format!("`omx config history {key}` lists its changes"),
             Self::UnknownMember(_) => "`omx nodes ls` lists the members".to_owned(),
             Self::UnknownKey(_) => "`omx keys ls` lists the keys".to_owned(),
+            Self::UnknownBackend(_) => "`omx nodes backend ls` lists the backends".to_owned(),
+            Self::BackendTaken(name) => format!("take it out first with `omx nodes backend rm {name}`"),
             Self::QuorumAtRisk(_) => {
                 "wake the voters that are down first, or remove those that will not come back".to_owned()
             }

@@ -28,9 +28,9 @@ pub use join::{Door, JoinError, ParseTokenError, Token, Welcome, join, would_joi
 pub use keys::NewKey;
 pub use raft::Timing;
 pub use registry::{
-    Actor, Addresses, ApiKey, Candidate, Change, Command, Definition, Done, Grant, JoinToken, JournalEntry, KeyHash,
-    KeyId, KeyLimits, Member, Mesh, Outcome, Proof, Refused, Registry, Removed, Seats, Setting, Settings, StateHash,
-    TokenId, TokenPrefix, Verb,
+    Actor, Addresses, ApiKey, Candidate, Change, Command, Definition, Done, Enrolled, Grant, JoinToken, JournalEntry,
+    KeyHash, KeyId, KeyLimits, Member, Mesh, Outcome, Proof, Refused, Registry, Removed, Seats, Setting, Settings,
+    StateHash, TokenId, TokenPrefix, Verb,
 };
 #[cfg(feature = "test-util")]
 pub use runtime::Sim;

@@ -4,6 +4,7 @@
 //! same index means the same bytes on every node. Load, health and progress never come here.
 
 mod access;
+mod backends;
 mod command;
 mod journal;
 mod keys;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use types::{MeshId, NodeId, NodeName, RaftId, RequestId, UnixMillis};
 
 pub use access::Actor;
+pub use backends::Enrolled;
 pub use command::{Command, Done, Outcome, Refused, Verb};
 pub use journal::JournalEntry;
 pub use keys::{ApiKey, Grant, KeyHash, KeyId, KeyLimits};
@@ -35,7 +37,7 @@ const FINISHED_MAX: usize = 65_536;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registry {
     applied: u64,
-    mesh: Option<Mesh>,
+    ground: backends::Ground,
     members: BTreeMap<NodeId, Member>,
     removed: BTreeMap<NodeId, Removed>,
     tokens: BTreeMap<TokenId, JoinToken>,
@@ -86,7 +88,7 @@ impl Registry {
     }
 
     pub fn mesh(&self) -> Option<&Mesh> {
-        self.mesh.as_ref()
+        self.ground.mesh.as_ref()
     }
 
     pub fn members(&self) -> impl Iterator<Item = &Member> {
@@ -141,8 +143,8 @@ impl Registry {
 
     /// Over what is agreed on, not over how far the log is: an election adds an entry and changes nothing.
     pub fn hash(&self) -> StateHash {
-        let Self { applied: _, mesh, members, removed, tokens, keys, settings, seats, journal, finished } = self;
-        let state = (mesh, members, removed, tokens, keys, settings, seats, journal, finished);
+        let Self { applied: _, ground, members, removed, tokens, keys, settings, seats, journal, finished } = self;
+        let state = (ground, members, removed, tokens, keys, settings, seats, journal, finished);
         StateHash(*blake3::hash(&crate::statement(&state)).as_bytes())
     }
 
@@ -191,6 +193,10 @@ impl Registry {
             Verb::RevokeKey { id } => {
                 self.keys.remove(id).map(|_| ()).ok_or_else(|| Refused::UnknownKey(id.clone()))?
             }
+            Verb::EnrollBackend { name, url, node } => {
+                self.enroll_backend(name, Enrolled { url: url.clone(), node: *node, enrolled_at: *at })?
+            }
+            Verb::RemoveBackend { name } => self.remove_backend(name)?,
         };
         Ok(Done::Changed { index })
     }

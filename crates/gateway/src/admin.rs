@@ -1,5 +1,6 @@
 //! The admin API: each function answers one route, from `node::Api` to `wire`.
 
+pub(crate) mod backends;
 pub(crate) mod config;
 pub(crate) mod events;
 pub(crate) mod inference;

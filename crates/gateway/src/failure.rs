@@ -246,6 +246,8 @@ fn refusal(refused: &Refused) -> (StatusCode, &'static str) {
         Refused::UnknownToken => (StatusCode::NOT_FOUND, "unknown_token"),
         Refused::UnknownSetting { .. } => (StatusCode::NOT_FOUND, "unknown_setting"),
         Refused::UnknownKey(_) => (StatusCode::NOT_FOUND, "unknown_key"),
+        Refused::UnknownBackend(_) => (StatusCode::NOT_FOUND, "unknown_backend"),
+        Refused::BackendTaken(_) => (StatusCode::CONFLICT, "backend_taken"),
         Refused::NoSuchChange { .. } => (StatusCode::NOT_FOUND, "unknown_change"),
         Refused::BadValue { .. } => (StatusCode::BAD_REQUEST, "bad_value"),
         Refused::Conflict { .. } => (StatusCode::CONFLICT, "conflict"),

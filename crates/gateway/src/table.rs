@@ -28,7 +28,7 @@ pub(crate) fn routes() -> Vec<Route> {
 }
 
 fn known() -> Vec<Route> {
-    use admin::{config, events, inference, keys, nodes, tokens};
+    use admin::{backends, config, events, inference, keys, nodes, tokens};
     use ollama::{infer, lists};
     vec![
         Route::read("/omx/v1/status", READ, "How the mesh is, as this node sees it now", nodes::status),
@@ -65,6 +65,9 @@ fn known() -> Vec<Route> {
         Route::read("/omx/v1/keys", ADMIN, "The API keys, without their secrets", keys::list),
         Route::change(Method::POST, "/omx/v1/keys", ADMIN, "Make an API key", keys::create).creates(),
         Route::change(Method::DELETE, "/omx/v1/keys/{id}", ADMIN, "Revoke an API key", keys::revoke),
+        Route::read("/omx/v1/backends", READ, "The Ollamas on machines without a node", backends::list),
+        Route::change(Method::POST, "/omx/v1/backends", ADMIN, "Enroll an Ollama", backends::enroll).creates(),
+        Route::change(Method::DELETE, "/omx/v1/backends/{name}", ADMIN, "Take an Ollama out", backends::remove),
         Route::other(
             "/omx/v1/events",
             READ,

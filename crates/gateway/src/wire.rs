@@ -18,7 +18,8 @@ use types::UnixMillis;
 pub use event::Event;
 pub use inference::{Last, Load, LoadedBackend, LoadedModel, Phases, Queue, Step, Trace, What};
 pub use registry::{
-    Change, ChangeLabels, CreateKey, CreateToken, Done, Key, NewKey, NewToken, RollBack, SetValue, Setting, Token,
+    Change, ChangeLabels, CreateKey, CreateToken, Done, EnrollBackend, EnrolledBackend, Key, NewKey, NewToken,
+    RollBack, SetValue, Setting, Standing, Token,
 };
 pub use status::{Backend, Leader, Link, Member, Node, Part, Readiness, State, Status, Stranger};
 

@@ -156,6 +156,30 @@ async fn tokens_and_keys_are_shown_once_and_work_until_they_are_revoked() {
 }
 
 #[tokio::test]
+async fn an_ollama_elsewhere_is_enrolled_and_taken_out() {
+    let server = Server::start().await;
+    let wish = json!({ "name": "attic", "url": "10.0.0.9" }).to_string();
+    let (code, made): (_, wire::EnrolledBackend) = server.owner("POST", "/omx/v1/backends", &wish).await;
+    assert_eq!((code, made.url.as_str(), &made.node), (201, "http://10.0.0.9:11434", &None));
+    let solo = wire::Standing { id: server.solo.api.id(), name: Some("solo".parse().unwrap()) };
+    assert_eq!(made.host.as_ref(), Some(&solo), "who else");
+    let (code, taken): (_, wire::Failed) = server.owner("POST", "/omx/v1/backends", &wish).await;
+    assert_eq!((code, taken.error.code.as_str()), (409, "backend_taken"));
+    let here = json!({ "name": "here", "url": "http://127.0.0.1:9", "node": "solo" }).to_string();
+    let (_, here): (_, wire::EnrolledBackend) = server.owner("POST", "/omx/v1/backends", &here).await;
+    assert_eq!((here.node.as_ref(), here.host.as_ref()), (Some(&solo), Some(&solo)));
+    let (_, all): (_, Vec<wire::EnrolledBackend>) = server.tcp("GET", "/omx/v1/backends", "", "").await;
+    assert_eq!(all, [made, here]);
+    let (_, _): (_, wire::Node) = server.owner("POST", "/omx/v1/nodes/solo/drain", "").await;
+    let (_, all): (_, Vec<wire::EnrolledBackend>) = server.tcp("GET", "/omx/v1/backends", "", "").await;
+    assert!(all.iter().all(|backend| backend.host.is_none()), "{all:?}");
+    let (code, _): (_, wire::Done) = server.owner("DELETE", "/omx/v1/backends/attic", "").await;
+    assert_eq!(code, 200);
+    let (_, all): (_, Vec<wire::EnrolledBackend>) = server.tcp("GET", "/omx/v1/backends", "", "").await;
+    assert_eq!(all.len(), 1);
+}
+
+#[tokio::test]
 async fn at_the_end_the_sockets_are_gone() {
     let mut server = Server::start().await;
     let (code, readiness): (_, wire::Readiness) = server.tcp("GET", "/healthz/ready", "", "").await;

@@ -1,7 +1,7 @@
 //! What a node can be asked and told. HTTP, the command line and the dashboard are faces of it.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -10,6 +10,7 @@ use cluster::{
     StateHash, Token, TokenId, TokenPrefix, Verb,
 };
 use net::{Net, PeerStatus};
+use ollama::Endpoint;
 use tokio::sync::broadcast;
 use types::{Label, MeshId, NodeId, NodeName, RaftId, Role, Scopes, UnixMillis};
 
@@ -154,6 +155,26 @@ pub struct KeyInfo {
     pub created_at: UnixMillis,
     pub expires_at: Option<UnixMillis>,
     pub limits: KeyLimits,
+}
+
+/// An Ollama on a machine without a node.
+#[derive(Debug, Clone)]
+pub struct EnrolledInfo {
+    pub name: NodeName,
+    pub url: String,
+    /// The one node that may stand before it; none where any may.
+    pub node: Option<Standing>,
+    /// Who stands before it now, as this node sees it.
+    pub host: Option<Standing>,
+    pub enrolled_at: UnixMillis,
+}
+
+/// A node before a backend.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    pub id: NodeId,
+    /// None once it is no member any more.
+    pub name: Option<NodeName>,
 }
 
 /// Something that happened.
@@ -510,6 +531,51 @@ impl Api {
         Ok(self.0.cluster.write(by, Verb::RevokeKey { id }).await?.index())
     }
 
+    pub async fn enrolled_backends(&self, consistency: Consistency) -> Result<Vec<EnrolledInfo>, Error> {
+        self.0.cluster.read(consistency, |_| ()).await?;
+        let members = self.members();
+        let is_up = |id: &NodeId| members.iter().any(|member| member.id == *id && member.state == NodeState::Up);
+        Ok(self.0.cluster.view(|registry| {
+            let standing = |id| Standing { id, name: registry.member(&id).map(|member| member.name.clone()) };
+            let info = |(name, backend): (&NodeName, &cluster::Enrolled)| EnrolledInfo {
+                name: name.clone(),
+                url: backend.url.clone(),
+                node: backend.node.map(standing),
+                host: registry.backend_host(name, is_up).map(standing),
+                enrolled_at: backend.enrolled_at,
+            };
+            registry.backends().map(info).collect()
+        }))
+    }
+
+    /// Has the mesh use an Ollama on a machine without a node. `selector` names the one node that may stand before it.
+    pub async fn enroll_backend(
+        &self,
+        by: Actor,
+        name: NodeName,
+        at: &Endpoint,
+        selector: Option<&str>,
+    ) -> Result<EnrolledInfo, Error> {
+        let node = match selector {
+            Some(selector) => Some(self.node(selector, Consistency::Linearizable).await?.id),
+            None if is_loopback(at) => {
+                let message = format!("`{at}` is another machine at each node: say which one stands before it");
+                return Err(Error::BadRequest(message));
+            }
+            None => None,
+        };
+        let verb = Verb::EnrollBackend { name: name.clone(), url: at.to_string(), node };
+        let index = self.0.cluster.write(by, verb).await?.index();
+        let all = self.enrolled_backends(Consistency::AtLeast(index)).await?;
+        let found = all.into_iter().find(|backend| backend.name == name);
+        // Somebody else may have been quick.
+        found.ok_or_else(|| Refused::UnknownBackend(name).into())
+    }
+
+    pub async fn remove_backend(&self, by: Actor, name: NodeName) -> Result<u64, Error> {
+        Ok(self.0.cluster.write(by, Verb::RemoveBackend { name }).await?.index())
+    }
+
     /// What a key opens, by the local view: keys work without a quorum.
     pub fn authenticate(&self, text: &str) -> Option<Grant> {
         self.0.cluster.view(|registry| registry.authenticate(text, now()))
@@ -567,6 +633,14 @@ impl Api {
         };
         let quorum = if quorum { Ok(()) } else { Err("no majority of the voters answers".to_owned()) };
         Readiness { parts: vec![("registry", quorum), ("disk", disk)] }
+    }
+}
+
+/// Whether each machine would find itself there.
+fn is_loopback(at: &Endpoint) -> bool {
+    match at.host().parse::<IpAddr>() {
+        Ok(address) => address.to_canonical().is_loopback(),
+        Err(_) => at.host().eq_ignore_ascii_case("localhost"),
     }
 }
 

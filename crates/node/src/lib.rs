@@ -11,8 +11,8 @@ pub mod test_util;
 
 pub use agent::Route;
 pub use api::{
-    Api, Error, Event, Figures, KeyInfo, Link, NodeInfo, NodeState, Readiness, Seat, SettingInfo, Status, TokenInfo,
-    now,
+    Api, EnrolledInfo, Error, Event, Figures, KeyInfo, Link, NodeInfo, NodeState, Readiness, Seat, SettingInfo,
+    Standing, Status, TokenInfo, now,
 };
 pub use backend::{Backend, BackendInfo, EngineWanted, FIRST_MODEL, OllamaWanted, Unavailable, Wanted, Way};
 pub use cluster::Error as RegistryError;

@@ -43,7 +43,7 @@ impl Registry {
     pub(crate) fn judge(&self, command: &Command) -> Result<(), Refused> {
         let Command { at, by, verb, .. } = command;
         if let Verb::Found { member, .. } = verb {
-            return match self.mesh {
+            return match self.mesh() {
                 None if by.node() == member.id => Ok(()),
                 _ => Err(Refused::AlreadyFounded),
             };
@@ -83,7 +83,7 @@ impl Registry {
         if proof.acceptor != acceptor {
             return Err(Refused::TokenProof);
         }
-        let mesh = self.mesh.as_ref().map(|mesh| mesh.id).ok_or(Refused::TokenProof)?;
+        let mesh = self.mesh().map(|mesh| mesh.id).ok_or(Refused::TokenProof)?;
         let signed = verify(proof.token.as_node_id(), &proof.signed_bytes(mesh), &proof.signature);
         if signed { Ok(()) } else { Err(Refused::TokenProof) }
     }

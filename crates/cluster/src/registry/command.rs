@@ -73,6 +73,15 @@ pub enum Verb {
     RevokeKey {
         id: KeyId,
     },
+    /// An Ollama on a machine without a node. `node` alone stands before it; without one, all come to the same node.
+    EnrollBackend {
+        name: NodeName,
+        url: String,
+        node: Option<NodeId>,
+    },
+    RemoveBackend {
+        name: NodeName,
+    },
 }
 
 pub type Outcome = Result<Done, Refused>;
@@ -126,4 +135,8 @@ pub enum Refused {
     LastVoter(NodeId),
     #[error("without node `{0}` most of those who vote would be down")]
     QuorumAtRisk(NodeId),
+    #[error("there is no backend `{0}`")]
+    UnknownBackend(NodeName),
+    #[error("this name or URL is enrolled already, as `{0}`")]
+    BackendTaken(NodeName),
 }

@@ -55,5 +55,8 @@ fn describe(verb: &Verb) -> String {
         Verb::RollbackConfig { key, to } => format!("roll {key} back to its value at {to}"),
         Verb::CreateKey { id, key } => format!("create key {id} ({})", key.name),
         Verb::RevokeKey { id } => format!("revoke key {id}"),
+        Verb::EnrollBackend { name, url, node: None } => format!("enroll backend {name} at {url}"),
+        Verb::EnrollBackend { name, url, node: Some(node) } => format!("enroll backend {name} at {url} behind {node}"),
+        Verb::RemoveBackend { name } => format!("remove backend {name}"),
     }
 }

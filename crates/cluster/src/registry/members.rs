@@ -100,7 +100,7 @@ pub(crate) enum Join {
 impl Registry {
     pub(super) fn found(&mut self, mesh: MeshId, member: &Candidate, at: UnixMillis) -> Outcome {
         check_addresses(&member.addresses)?;
-        self.mesh = Some(Mesh { id: mesh, founded_at: at });
+        self.ground.mesh = Some(Mesh { id: mesh, founded_at: at });
         Ok(self.admit(FOUNDER, member, Role::Node, None, at, self.applied))
     }
 

@@ -301,3 +301,129 @@ fn a_key_that_is_shown_brings_its_limits() {
     let grant = Grant { key: new.id.clone(), scopes, limits };
     assert_eq!(again.authenticate(new.text.expose(), NOW), Some(grant));
 }
+
+fn name(text: &str) -> NodeName {
+    text.parse().unwrap()
+}
+
+fn enroll(text: &str, url: &str, node: Option<NodeId>) -> Verb {
+    Verb::EnrollBackend { name: name(text), url: url.into(), node }
+}
+
+/// A mesh of three nodes and a worker, by seeds 1 to 4.
+fn four() -> Log {
+    let mut log = Log::founded();
+    let (nodes, workers) = (log.token(50, Role::Node, 2), log.token(51, Role::Worker, 1));
+    log.join(&nodes, candidate(2)).unwrap();
+    log.join(&nodes, candidate(3)).unwrap();
+    log.join(&workers, candidate(4)).unwrap();
+    log
+}
+
+#[test]
+fn a_backend_is_enrolled_once_and_taken_out_by_its_name() {
+    let mut log = Log::founded();
+    let before = log.registry.hash();
+    log.give(user(1), enroll("attic", "http://10.0.0.9:11434", None)).unwrap();
+    let enrolled = Enrolled { url: "http://10.0.0.9:11434".into(), node: None, enrolled_at: NOW };
+    assert_eq!(log.registry.backends().collect::<Vec<_>>(), [(&name("attic"), &enrolled)]);
+    assert_ne!(log.registry.hash(), before);
+    for (text, url) in [("attic", "http://10.0.0.8:11434"), ("cellar", "http://10.0.0.9:11434")] {
+        assert_eq!(log.give(user(1), enroll(text, url, None)), Err(Refused::BackendTaken(name("attic"))));
+    }
+    let stranger = keypair(9).node_id();
+    let refused = log.give(user(1), enroll("den", "http://den:1", Some(stranger)));
+    assert_eq!(refused, Err(Refused::UnknownMember(stranger)));
+    let long = log.give(user(1), enroll("den", &"x".repeat(301), None));
+    assert!(matches!(long, Err(Refused::Full { .. })));
+    log.give(user(1), Verb::RemoveBackend { name: name("attic") }).unwrap();
+    let gone = log.give(user(1), Verb::RemoveBackend { name: name("attic") });
+    assert_eq!(gone, Err(Refused::UnknownBackend(name("attic"))));
+    assert_eq!(log.registry.backends().count(), 0);
+    let told: Vec<_> = log.registry.journal().map(|entry| entry.what.as_str()).collect();
+    assert!(told.contains(&"enroll backend attic at http://10.0.0.9:11434"), "{told:?}");
+}
+
+#[test]
+fn there_is_an_end_to_how_many_backends_a_mesh_can_enroll() {
+    let mut log = Log::founded();
+    for number in 0..1_024 {
+        log.give(user(1), enroll(&format!("b{number}"), &format!("http://b{number}:1"), None)).unwrap();
+    }
+    let full = log.give(user(1), enroll("one-more", "http://one-more:1", None));
+    assert!(matches!(full, Err(Refused::Full { limit: 1_024, .. })), "{full:?}");
+}
+
+#[test]
+fn only_admins_enroll_backends() {
+    let mut log = four();
+    for by in [user(4), Actor::Node(keypair(1).node_id()), user(9)] {
+        for verb in [enroll("attic", "http://attic:1", None), Verb::RemoveBackend { name: name("attic") }] {
+            let refused = log.give(by.clone(), verb);
+            assert!(matches!(refused, Err(Refused::Denied(..) | Refused::UnknownMember(_))), "{by}: {refused:?}");
+        }
+    }
+}
+
+#[test]
+fn backends_are_shared_out_over_the_nodes_that_are_up_and_take_work() {
+    let mut log = four();
+    let names: Vec<_> = (0..60).map(|number| name(&format!("b{number}"))).collect();
+    for name in &names {
+        log.give(user(1), enroll(name.as_str(), &format!("http://{name}:1"), None)).unwrap();
+    }
+    let [first, second, third, worker] = [1, 2, 3, 4].map(|seed| keypair(seed).node_id());
+    let hosts = |log: &Log, down: Option<NodeId>| -> Vec<_> {
+        names.iter().map(|name| log.registry.backend_host(name, |node| Some(*node) != down)).collect()
+    };
+    let all = hosts(&log, None);
+    for node in [first, second, third] {
+        let share = all.iter().filter(|host| **host == Some(node)).count();
+        assert!((8..=35).contains(&share), "{share} of 60");
+    }
+    assert!(!all.contains(&Some(worker)), "a worker acts on its own machine alone");
+    // Whoever goes down, or is drained, gives its own to the others, and nothing else moves.
+    let without = hosts(&log, Some(second));
+    for (before, after) in all.iter().zip(&without) {
+        assert!(after.is_some() && *after != Some(second));
+        assert!(*before == Some(second) || before == after);
+    }
+    log.give(user(1), Verb::SetDrain { node: second, drain: true }).unwrap();
+    assert_eq!(hosts(&log, None), without);
+    assert_eq!(log.registry.backend_host(&names[0], |_| false), None);
+    assert_eq!(log.registry.backend_host(&name("absent"), |_| true), None);
+}
+
+#[test]
+fn a_backend_behind_one_node_has_no_other() {
+    let mut log = four();
+    let worker = keypair(4).node_id();
+    log.give(user(1), enroll("attic", "http://127.0.0.1:9", Some(worker))).unwrap();
+    let host = |log: &Log| log.registry.backend_host(&name("attic"), |_| true);
+    assert_eq!(host(&log), Some(worker));
+    assert_eq!(log.registry.backend_host(&name("attic"), |node| *node != worker), None);
+    log.give(user(1), Verb::SetDrain { node: worker, drain: true }).unwrap();
+    assert_eq!(host(&log), None);
+    log.give(user(1), Verb::RemoveMember { node: worker }).unwrap();
+    assert_eq!(host(&log), None);
+}
+
+/// A registry without backends is written as before there were any, and what was written then is read.
+#[test]
+fn a_registry_has_the_bytes_it_always_had_until_it_has_backends() {
+    let mut log = Log::founded();
+    let before = crate::pack(&log.registry);
+    assert_eq!(before[..3], [1, 2, 1], "version, index, and an option that holds the mesh");
+    assert_eq!(before[3..19], [9; 16]);
+    assert_eq!(crate::pack(&Registry::default())[..3], [1, 0, 0]);
+
+    log.give(user(1), enroll("den", "http://den:1", None)).unwrap();
+    let after = crate::pack(&log.registry);
+    assert_eq!((after[..4].to_vec(), &after[4..20]), (vec![1, 3, 2, 1], &[9; 16][..]));
+    let founded_at = codec::to_bytes(&NOW).unwrap();
+    let section = [&[1, 0, 1, 3][..], b"den", &[12], b"http://den:1", &[0], &founded_at, &[1]].concat();
+    assert_eq!(after[20..20 + founded_at.len()], founded_at);
+    assert_eq!(after[20 + founded_at.len()..][..section.len()], section);
+    let again: Registry = codec::decode(&after).unwrap();
+    assert_eq!((again.hash(), &again), (log.registry.hash(), &log.registry));
+}

@@ -34,7 +34,7 @@ use Needs::{Admin, Infer, Machine, Models, Nothing, Read};
 
 /// Method, route, a path of it, a body, what it needs, and the status of whoever gets through. Some get through to a
 /// refusal of the registry's: the only voter cannot be removed, and some of what is named here is not there.
-const ROWS: [(&str, &str, &str, &str, Needs, u16); 55] = [
+const ROWS: [(&str, &str, &str, &str, Needs, u16); 58] = [
     ("GET", "/omx/v1/status", "/omx/v1/status", "", Read, 200),
     ("GET", "/omx/v1/nodes", "/omx/v1/nodes", "", Read, 200),
     ("GET", "/omx/v1/nodes/{node}", "/omx/v1/nodes/solo", "", Read, 200),
@@ -57,6 +57,10 @@ const ROWS: [(&str, &str, &str, &str, Needs, u16); 55] = [
     ("GET", "/omx/v1/keys", "/omx/v1/keys", "", Admin, 200),
     ("POST", "/omx/v1/keys", "/omx/v1/keys", r#"{"name":"x","scopes":["read"]}"#, Admin, 201),
     ("DELETE", "/omx/v1/keys/{id}", "/omx/v1/keys/000000000000", "", Admin, 404),
+    ("GET", "/omx/v1/backends", "/omx/v1/backends", "", Read, 200),
+    // Each time behind a node that is not there: it could be enrolled only once.
+    ("POST", "/omx/v1/backends", "/omx/v1/backends", r#"{"name":"a","url":"a","node":"nobody"}"#, Admin, 404),
+    ("DELETE", "/omx/v1/backends/{name}", "/omx/v1/backends/attic", "", Admin, 404),
     ("GET", "/omx/v1/events", "/omx/v1/events", "", Read, 200),
     ("POST", "/omx/v1/leave", "/omx/v1/leave", "", Machine, 409),
     ("GET", "/omx/v1/openapi.json", "/omx/v1/openapi.json", "", Read, 200),
@@ -264,6 +268,11 @@ async fn a_mistake_in_what_is_sent_is_named() {
         ("POST", "/omx/v1/keys", r#"{"name":"x","scopes":[]}"#, 400, "bad_request", "scope"),
         ("POST", "/omx/v1/keys", r#"{"name":"x","scopes":["root"]}"#, 400, "bad_request", "root"),
         ("POST", "/omx/v1/keys", r#"{"name":"x","scopes":["infer"],"concurrent":0}"#, 400, "bad_request", "nonzero"),
+        ("POST", "/omx/v1/backends", r#"{"name":"A","url":"http://a"}"#, 400, "bad_request", "`A` is not a node name"),
+        ("POST", "/omx/v1/backends", r#"{"name":"a","url":"https://a"}"#, 400, "bad_request", "not by `https`"),
+        ("POST", "/omx/v1/backends", r#"{"name":"a","url":"localhost:1"}"#, 400, "bad_request", "say which one"),
+        ("POST", "/omx/v1/backends", r#"{"name":"a","url":"[::1]:1"}"#, 400, "bad_request", "say which one"),
+        ("DELETE", "/omx/v1/backends/a", "", 404, "unknown_backend", "`a`"),
         ("DELETE", "/omx/v1/keys/nonsense", "", 404, "unknown_key", "nonsense"),
         ("PATCH", "/omx/v1/nodes/solo/labels", r#"{"set":{"GPU":"a b"}}"#, 400, "bad_request", "GPU=a b"),
     ] {

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use types::{Role, Scope};
+use types::{NodeId, NodeName, Role, Scope};
 
 use super::Time;
 
@@ -128,6 +128,42 @@ pub struct Key {
     pub concurrent: Option<NonZeroU32>,
     /// Requests to models it may start within a minute, at each node.
     pub per_minute: Option<NonZeroU32>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EnrollBackend {
+    /// What people shall call it; formed as a node's name.
+    #[schemars(with = "String")]
+    pub name: NodeName,
+    /// Where the Ollama listens: `http://host:port`.
+    pub url: String,
+    /// The one node that may stand before it, by name, id or the beginning of its id. Default: the nodes settle it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+}
+
+/// An Ollama on a machine without a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct EnrolledBackend {
+    #[schemars(with = "String")]
+    pub name: NodeName,
+    pub url: String,
+    /// The one node that may stand before it; none where any may.
+    pub node: Option<Standing>,
+    /// Who stands before it now, as the node that answers sees it.
+    pub host: Option<Standing>,
+    pub enrolled_at: Time,
+}
+
+/// A node before a backend.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Standing {
+    #[schemars(with = "String")]
+    pub id: NodeId,
+    /// None once it is no member any more.
+    #[schemars(with = "Option<String>")]
+    pub name: Option<NodeName>,
 }
 
 impl std::fmt::Debug for NewToken {
