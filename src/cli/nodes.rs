@@ -14,13 +14,18 @@ use crate::failure::Failure;
 use crate::out::Out;
 use crate::table::{Table, facts};
 
+mod backend;
+
 const PATH: &str = "/omx/v1/nodes";
 
-/// Look after the members: ls, show, drain, undrain, label, remove
+/// Look after the members: ls, show, drain, undrain, label, remove, backend
 ///
 /// A node is named by its name, its id, or the beginning of its id.
 #[derive(Debug, Subcommand)]
-#[command(after_help = "Examples:\n  omx nodes ls\n  omx nodes drain attic\n  omx nodes label tower gpu=4090 room-")]
+#[command(
+    after_help = "Examples:\n  omx nodes ls\n  omx nodes drain attic\n  omx nodes label tower gpu=4090 room-\n  \
+    omx nodes backend add attic http://10.0.0.9:11434"
+)]
 pub(super) enum Nodes {
     /// List the members and how they are reached from here
     Ls(Freshness),
@@ -49,6 +54,9 @@ pub(super) enum Nodes {
         #[arg(short, long)]
         yes: bool,
     },
+    /// Look after Ollamas on machines without a node: add, ls, rm
+    #[command(subcommand)]
+    Backend(backend::Backend),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,6 +106,7 @@ impl Nodes {
                 let answer = client.delete(&path(&node)).await?;
                 out.answer(&answer, |_: Done| format!("`{node}` is no member any more, and its key is barred\n"))
             }
+            Self::Backend(backend) => backend.run(session).await,
         }
     }
 }

@@ -95,6 +95,7 @@ fn a_mistake_in_typing_is_an_error() {
         "omx token create --ttl 60",
         "omx config rollback voters.max",
         "omx keys create chat --scope root",
+        "omx nodes backend add Attic 10.0.0.9",
         "omx keys create chat --scope infer --concurrent 0",
         "omx token create --role king",
     ] {

@@ -97,6 +97,20 @@ async fn a_node_is_drained_and_labelled() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_ollama_elsewhere_is_enrolled_listed_and_taken_out() {
+    let node = Running::start().await;
+    let added = node.says("nodes backend add attic 10.0.0.9").await;
+    assert_eq!(added, "`attic` is the Ollama at `http://10.0.0.9:11434`; `solo` stands before it\n");
+    let nearby = node.json("nodes backend add den http://127.0.0.1:9 --node solo").await;
+    assert_eq!(nearby["node"]["name"], "solo");
+    assert!(node.says("nodes backend ls --local").await.contains("\nden    http://127.0.0.1:9     solo    solo  "));
+    assert_eq!(node.says("nodes backend rm attic").await, "`attic` is used no more\n");
+    assert_eq!(node.json("nodes backend ls").await.as_array().unwrap().len(), 1);
+    assert_eq!(node.refuses("nodes backend rm attic").await.exit, Exit::Refused);
+    assert_eq!(node.refuses("nodes backend add den http://den:1").await.exit, Exit::Refused);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_setting_is_changed_guarded_and_taken_back() {
     let node = Running::start().await;
     assert_eq!(node.says("config get voters.max").await, "5\n");
