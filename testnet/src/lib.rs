@@ -22,7 +22,7 @@ pub use wait::{output_within, wait_until};
 /// From all processes running to every node knowing every member.
 const MEMBERS_LIMIT: Duration = Duration::from_secs(60);
 /// For an ordered shutdown, which has a deadline of its own below this.
-const STOP_LIMIT: Duration = Duration::from_secs(30);
+const STOP_LIMIT: Duration = Duration::from_secs(90);
 
 /// How a testnet differs from the usual.
 #[derive(Debug, Clone, Default)]

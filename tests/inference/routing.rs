@@ -33,7 +33,7 @@ fn warm(mesh: &Mesh, fake: usize) -> Result<()> {
 
 #[test]
 fn a_request_goes_where_the_model_is_loaded_and_a_conversation_back_to_its_node() -> Result<()> {
-    let slow_to_load = Duration::from_secs(20);
+    let slow_to_load = Duration::from_secs(3);
     let mut mesh = Mesh::before(vec![fake(4, 500.0, slow_to_load), fake(4, 500.0, Duration::ZERO)])?;
     warm(&mesh, 1)?;
     let first = mesh.ask(turn(&[said("user", "hello")], 3))?;
@@ -41,7 +41,7 @@ fn a_request_goes_where_the_model_is_loaded_and_a_conversation_back_to_its_node(
     ensure!(mesh.fakes[0].counts().loads == 0, "the other has loaded it");
 
     // Both have it by now; the prompt's text is in the cache of one of them.
-    mesh.runtime.block_on(client::ask(mesh.fakes[0].address(), "/api/generate", &json!({ "model": MODEL })))?;
+    warm(&mesh, 0)?;
     for number in 0..6 {
         let opening = said("user", &format!("conversation {number}: {}", "tell me more ".repeat(400)));
         let first = mesh.ask(turn(std::slice::from_ref(&opening), 3))?;
@@ -65,6 +65,15 @@ fn a_request_goes_where_the_model_is_loaded_and_a_conversation_back_to_its_node(
     ensure!(tags.as_array().is_some_and(|models| models.len() == 1) && tags[0]["name"] == MODEL, "{tags}");
     let loaded = entry_list(&mesh, "/api/ps")?;
     ensure!(loaded.as_array().is_some_and(|models| models.len() == 1), "{loaded}");
+
+    // To be unloaded, it is unloaded wherever it is.
+    let unload = mesh.ask(json!({ "model": MODEL, "messages": [], "keep_alive": 0, "stream": false }))?;
+    ensure!(unload.status == 200 && unload.lines[0]["done_reason"] == "unload", "{unload:?}");
+    wait_until("nobody to have it loaded", LIMIT, || {
+        let loaded = entry_list(&mesh, "/api/ps")?;
+        ensure!(loaded.as_array().is_some_and(Vec::is_empty), "{loaded}");
+        Ok(())
+    })?;
 
     // A node that drains gets nothing new.
     let node = mesh.testnet.node("n2")?;

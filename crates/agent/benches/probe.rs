@@ -50,7 +50,7 @@ fn desk(waiting: u32, blocks: u32) -> Desk {
     desk.answered(Moment::default());
     let start = Moment::default();
     let enter = |desk: &mut Desk, at| {
-        let ask = Ask { work: work(at, blocks), weight: 1.0, wait_max: None };
+        let ask = Ask { work: work(at, blocks), weight: 1.0, wait_max: None, key: None };
         desk.enter(start, ask, None).expect("there is room").0
     };
     for at in 0..256 {

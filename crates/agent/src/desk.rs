@@ -40,6 +40,8 @@ pub struct Ask {
     pub weight: f32,
     /// It is refused where it would wait or load longer than this: the caller knows other places.
     pub wait_max: Option<Duration>,
+    /// The id of the key it came by, where it came by one. Where it runs for another node, that is checked again.
+    pub key: Option<String>,
 }
 
 /// Of the backend and each model it has, as others may hear of it.
@@ -76,6 +78,9 @@ pub enum Refusal {
     Draining,
     #[error("the backend is down: {0}")]
     Down(String),
+    /// It may have been revoked, or made a moment ago.
+    #[error("the key it came by does not allow it")]
+    Denied,
 }
 
 #[derive(Debug, PartialEq)]
@@ -418,7 +423,7 @@ impl Desk {
         asked_context: Option<u64>,
     ) -> Result<(Ticket, Vec<Action>), Refusal> {
         // Whoever was promised a place has come: its own reservation must not stand in its way.
-        let Ask { work, weight, wait_max } = ask;
+        let Ask { work, weight, wait_max, key: _ } = ask;
         if let Some(at) = self.reserved.iter().position(|reservation| reservation.model == work.model) {
             self.reserved.remove(at);
         }

@@ -28,10 +28,6 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
 const IDLE_MAX: usize = 64;
 /// Kept for so long. Servers close what idles too, and a request on a connection that is just being closed is lost.
 const IDLE_FOR: Duration = Duration::from_secs(30);
-/// A kept connection that was closed meanwhile breaks within a round trip. One that breaks later broke over the request,
-/// and asking again would be a second try.
-const STALE_MAX: Duration = Duration::from_millis(500);
-
 #[derive(Debug)]
 pub(crate) struct Pool<K> {
     idle: Arc<Idle<K>>,
@@ -80,17 +76,19 @@ impl<K: Clone + PartialEq> Pool<K> {
         connect_max: Duration,
         dial: impl Future<Output = io::Result<S>>,
     ) -> Result<Response<Answer<K>>, Error> {
+        let mut request = request;
         while let Some(mut kept) = self.idle.take(&key) {
             if kept.sender.ready().await.is_err() {
                 continue;
             }
-            // One that was closed while it idled says so only now. Nothing of an answer came, so asking again over a
-            // fresh one shows nothing twice.
-            let sent = Instant::now();
-            match kept.sender.send_request(request.clone()).await {
+            // One that was closed while it idled may say so only now, and gives back what it has not sent. What was sent
+            // is not sent again here: that is a second try, and others count those.
+            match kept.sender.try_send_request(request).await {
                 Ok(response) => return Ok(self.answer(key, kept, response)),
-                Err(_) if sent.elapsed() < STALE_MAX => {}
-                Err(error) => return Err(Error::Broken(error)),
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) => request = unsent,
+                    None => return Err(Error::Broken(error.into_error())),
+                },
             }
         }
         let stream = timeout(connect_max, dial).await.map_err(|_| Error::Late(connect_max))?.map_err(Error::Connect)?;

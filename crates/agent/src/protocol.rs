@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::desk::{Ask, Refusal};
 use crate::error::Error;
+use crate::pool;
 
 /// The name of questions, one [`Probe`] and one [`Reply`] each.
 pub const PROBE: &str = "/omx/probe/1";
@@ -48,6 +49,7 @@ pub(crate) struct Envelope {
     work: Work,
     weight: f32,
     wait_max: Option<Duration>,
+    key: Option<String>,
 }
 
 /// Why a request was not answered by a backend.
@@ -110,15 +112,15 @@ impl From<Reply> for Result<Promise, Refusal> {
 }
 
 impl From<Ask> for Envelope {
-    fn from(Ask { work, weight, wait_max }: Ask) -> Self {
-        Self { work, weight, wait_max }
+    fn from(Ask { work, weight, wait_max, key }: Ask) -> Self {
+        Self { work, weight, wait_max, key }
     }
 }
 
 impl From<Envelope> for Ask {
-    fn from(Envelope { work, weight, wait_max }: Envelope) -> Self {
+    fn from(Envelope { work, weight, wait_max, key }: Envelope) -> Self {
         let weight = if weight.is_nan() { 1.0 } else { weight.clamp(WEIGHT_MIN, WEIGHT_MAX) };
-        Self { work, weight, wait_max }
+        Self { work, weight, wait_max, key }
     }
 }
 
@@ -126,6 +128,10 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
             Error::Refused(refusal) => Self::Refused(shortened(refusal)),
+            // The backend has not seen it: whoever asked loses nothing by asking somebody else.
+            error @ (Error::NoWay(_) | Error::Unreachable(pool::Error::Late(_) | pool::Error::Connect(_))) => {
+                Self::Refused(Refusal::Down(cut(error.to_string())))
+            }
             error => {
                 let mut text = error.to_string();
                 let mut cause = error.source();
@@ -226,8 +232,9 @@ mod tests {
         let probe = Probe::new(work(), Duration::new(1, 5));
         let one = 1.0_f32.to_le_bytes();
         assert_eq!(codec::encode(&probe).unwrap(), [&[1][..], &work_bytes, &[1, 5]].concat());
-        let envelope = Envelope { work: work(), weight: 1.0, wait_max: Some(Duration::new(2, 0)) };
-        assert_eq!(codec::encode(&envelope).unwrap(), [&[1][..], &work_bytes, &one, &[1, 2, 0]].concat());
+        let envelope =
+            Envelope { work: work(), weight: 1.0, wait_max: Some(Duration::new(2, 0)), key: Some("x".to_owned()) };
+        assert_eq!(codec::encode(&envelope).unwrap(), [&[1][..], &work_bytes, &one, &[1, 2, 0, 1, 1, b'x']].concat());
         let floats = [1.0_f32, 2.0, 0.5, 4.0, 0.0].map(f32::to_le_bytes).concat();
         let promise_bytes = [&floats[..], &[9, 3]].concat();
         let reply = |reply: Reply| codec::encode(&reply).unwrap();
@@ -239,6 +246,7 @@ mod tests {
             (Refusal::Late, vec![3]),
             (Refusal::Draining, vec![4]),
             (Refusal::Down("x".to_owned()), vec![5, 1, b'x']),
+            (Refusal::Denied, vec![6]),
         ];
         for (refusal, bytes) in refusals {
             assert_eq!(reply(Reply::Refused(refusal.clone())), [&[1, 1][..], &bytes].concat());
@@ -252,7 +260,8 @@ mod tests {
     fn the_longest_of_each_arrives() {
         let probe = Probe::new(longest(), Duration::MAX);
         assert_eq!(codec::decode::<Probe>(&codec::encode(&probe).unwrap()).unwrap(), probe);
-        let envelope = Envelope { work: longest(), weight: f32::MAX, wait_max: Some(Duration::MAX) };
+        let envelope =
+            Envelope { work: longest(), weight: f32::MAX, wait_max: Some(Duration::MAX), key: Some("0".repeat(32)) };
         assert_eq!(from_hex::<Envelope>(to_hex(&envelope).unwrap().as_bytes()), Some(envelope));
         let down = Refusal::Down("é".repeat(1000));
         let reply = Reply::from(Err(down.clone()));
@@ -266,7 +275,7 @@ mod tests {
     #[test]
     fn what_a_peer_exaggerates_is_brought_within_reason() {
         assert_eq!(Probe::new(work(), Duration::MAX).hold(), HOLD_MAX);
-        let weight = |weight| Ask::from(Envelope { work: work(), weight, wait_max: None }).weight;
+        let weight = |weight| Ask::from(Envelope { work: work(), weight, wait_max: None, key: None }).weight;
         for (sent, taken) in [(f32::NAN, 1.0), (f32::INFINITY, WEIGHT_MAX), (-1.0, WEIGHT_MIN), (2.0, 2.0)] {
             assert_eq!(weight(sent), taken);
         }

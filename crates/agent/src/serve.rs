@@ -23,13 +23,13 @@ use scheduler::Work;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
-use crate::desk::Refusal;
+use crate::desk::{Ask, Refusal};
 use crate::error::Error;
 use crate::handle::{Answer, Handle, Request, Route};
 use crate::protocol::{ASK, Envelope, FAILURE, Failure, Probe, RAISED_CONTEXT, Reply, from_hex, to_hex};
 
 /// Pictures make bodies long; gateways refuse longer ones before.
-const BODY_BYTES_MAX: usize = 256 << 20;
+const BODY_BYTES_MAX: usize = 33 << 20;
 /// For the longest body over a slow link.
 const BODY_WITHIN: Duration = Duration::from_secs(120);
 /// Between two requests, or within the head of one. Longer than a client keeps a connection, so that none is closed just
@@ -51,13 +51,18 @@ pub fn answer_probe(find: impl Fn(&Work) -> Option<Handle>, probe: &[u8]) -> Res
     codec::encode(&Reply::from(answer))
 }
 
-/// Serves one peer's stream until the peer closes it. Dropped at any time, it cancels what runs over it.
-pub async fn serve<S>(find: impl Fn(&Work) -> Option<Handle>, stream: S) -> Result<(), Broken>
+/// Serves one peer's stream until the peer closes it. `may` says whether a key, by its id, allows to run models. Dropped
+/// at any time, it cancels what runs over it.
+pub async fn serve<S>(
+    find: impl Fn(&Work) -> Option<Handle>,
+    may: impl Fn(&str) -> bool,
+    stream: S,
+) -> Result<(), Broken>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let find = &find;
-    let service = service_fn(async |request| Ok::<_, Infallible>(respond(find, request).await));
+    let (find, may) = (&find, &may);
+    let service = service_fn(async |request| Ok::<_, Infallible>(respond(find, may, request).await));
     let stream = TokioIo::new(Patient::new(stream, STALLED_MAX));
     http1::Builder::new()
         .timer(TokioTimer::new())
@@ -70,24 +75,36 @@ where
 
 type Body = UnsyncBoxBody<Bytes, Error>;
 
-async fn respond(find: &impl Fn(&Work) -> Option<Handle>, request: hyper::Request<Incoming>) -> Response<Body> {
-    match run(find, request).await {
+async fn respond(
+    find: &impl Fn(&Work) -> Option<Handle>,
+    may: &impl Fn(&str) -> bool,
+    request: hyper::Request<Incoming>,
+) -> Response<Body> {
+    match run(find, may, request).await {
         Ok(answer) => answered(answer),
         Err(failure) => failed(&failure),
     }
 }
 
-async fn run(find: impl Fn(&Work) -> Option<Handle>, request: hyper::Request<Incoming>) -> Result<Answer, Failure> {
+async fn run(
+    find: impl Fn(&Work) -> Option<Handle>,
+    may: impl Fn(&str) -> bool,
+    request: hyper::Request<Incoming>,
+) -> Result<Answer, Failure> {
     let (head, body) = request.into_parts();
     let route = Route::of_path(head.uri.path()).filter(|_| head.method == Method::POST);
     let route = route.ok_or_else(|| Failure::malformed(format!("no `{} {}` here", head.method, head.uri.path())))?;
     let envelope = head.headers.get(ASK).and_then(|ask| from_hex::<Envelope>(ask.as_bytes()));
-    let ask = envelope.ok_or_else(|| Failure::malformed("no ask ahead of the request"))?.into();
+    let ask = Ask::from(envelope.ok_or_else(|| Failure::malformed("no ask ahead of the request"))?);
+    // A body that is for nobody is not read.
+    if ask.key.as_ref().is_some_and(|key| !may(key)) {
+        return Err(Failure::Refused(Refusal::Denied));
+    }
+    let agent = find(&ask.work).ok_or(Failure::Refused(Refusal::NoModel))?;
     let body = timeout(BODY_WITHIN, Limited::new(body, BODY_BYTES_MAX).collect()).await;
     let body = body.map_err(|_| Failure::malformed(format!("no whole body within {BODY_WITHIN:?}")))?;
     let body = body.map_err(|error| Failure::malformed(error.to_string()))?.to_bytes();
     let request = Request { route, ask, body };
-    let agent = find(&request.ask.work).ok_or(Failure::Refused(Refusal::NoModel))?;
     Ok(agent.run(request).await?)
 }
 
@@ -112,6 +129,7 @@ fn failed(failure: &Failure) -> Response<Body> {
     let mut response = Response::new(Body::new(Empty::new().map_err(|never: Infallible| match never {})));
     *response.status_mut() = match failure {
         Failure::Refused(Refusal::NoModel) => StatusCode::NOT_FOUND,
+        Failure::Refused(Refusal::Denied) => StatusCode::FORBIDDEN,
         Failure::Refused(Refusal::Nack(_)) => StatusCode::CONFLICT,
         Failure::Refused(Refusal::Full { .. }) => StatusCode::TOO_MANY_REQUESTS,
         Failure::Refused(Refusal::Late) => StatusCode::GATEWAY_TIMEOUT,

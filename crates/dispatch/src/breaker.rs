@@ -105,12 +105,12 @@ impl Breakers {
         }
     }
 
-    /// Of nodes that left the mesh nothing is kept.
     /// Pairs of node and model that are left alone.
     pub(crate) fn barred(&self, now: Moment) -> usize {
         self.pairs.keys().filter(|(model, node)| !self.admits(*model, *node, now)).count()
     }
 
+    /// Of nodes that left the mesh nothing is kept.
     pub(crate) fn forget(&mut self, node: NodeId) {
         self.pairs.retain(|(_, known), _| *known != node);
     }

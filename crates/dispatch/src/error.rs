@@ -22,6 +22,8 @@ pub enum Refusal {
     Draining,
     #[error("its backend is down")]
     Down,
+    #[error("it does not take the key the request came by")]
+    Denied,
 }
 
 /// What became of one attempt.

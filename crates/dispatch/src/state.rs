@@ -470,6 +470,8 @@ impl Step<'_, '_> {
             (Some((node, Failure::Served { status, body })), _) => Error::Served { node, status, body },
             (_, Some(retry_after)) => Error::Busy { retry_after },
             (Some((_, Failure::Refused(Refusal::NoModel))), _) => Error::NoModel(self.work.model),
+            (Some((_, Failure::Refused(Refusal::Late))), _) => Error::Deadline,
+            (Some((_, Failure::Refused(Refusal::Down | Refusal::Draining | Refusal::Denied))), _) => Error::NobodyUp,
             (Some((_, last)), _) => Error::Failed { sent, last },
             (None, None) if self.sight.fleet.is_empty() => Error::NoModel(self.work.model),
             (None, None) => Error::NobodyUp,

@@ -26,8 +26,8 @@ pub(crate) struct Failure {
     cause: Option<String>,
 }
 
-/// Of an answer that is no JSON.
-const BACKEND_TEXT_MAX: usize = 500;
+/// Of what a backend says went wrong.
+const BACKEND_TEXT_MAX: usize = 4_000;
 
 impl Failure {
     pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
@@ -84,8 +84,9 @@ impl Failure {
     pub(crate) fn of_backend(status: StatusCode, body: &[u8]) -> Self {
         let told = serde_json::from_slice::<serde_json::Value>(body).ok();
         let error = told.as_ref().and_then(|told| told["error"].as_str());
-        let text = || String::from_utf8_lossy(body).chars().take(BACKEND_TEXT_MAX).collect();
-        Self::new(status, "backend", error.map_or_else(text, str::to_owned))
+        let unknown = || format!("the backend answered with status {}", status.as_u16());
+        let text = |error: &str| error.chars().take(BACKEND_TEXT_MAX).collect();
+        Self::new(status, "backend", error.map_or_else(unknown, text))
     }
 
     /// `cause` goes to the log; the caller learns that it is there.

@@ -32,7 +32,7 @@ const BODY_MAX: usize = 64 << 10;
 /// A few pictures and a long conversation.
 const OLLAMA_BODY_MAX: usize = 32 << 20;
 /// A model that has to be loaded first, and an answer that is not streamed, take minutes.
-const GENERATE_WITHIN: Duration = Duration::from_secs(3_600);
+pub(crate) const GENERATE_WITHIN: Duration = Duration::from_secs(3_600);
 /// A fresh read looks for a leader for ten seconds.
 const READ_WITHIN: Duration = Duration::from_secs(15);
 /// A change finds its node, asks the leader and waits to see it done, each with that patience.
@@ -51,6 +51,8 @@ pub(crate) struct Route {
     pub(crate) answer: Answers,
     pub(crate) success: StatusCode,
     errors: Errors,
+    /// Whatever was sent along makes no difference.
+    passes_body_over: bool,
     run: Box<Run>,
 }
 
@@ -171,6 +173,7 @@ impl Route {
             answer: Answers::Json(SchemaGenerator::subschema_for::<A>),
             success: StatusCode::OK,
             errors: Errors::Ours,
+            passes_body_over: false,
             run: Box::new(run),
         }
     }
@@ -200,6 +203,7 @@ impl Route {
             answer,
             success: StatusCode::OK,
             errors: Errors::Ours,
+            passes_body_over: false,
             run: Box::new(run),
         }
     }
@@ -232,6 +236,7 @@ impl Route {
             answer: Answers::Other("application/x-ndjson"),
             success: StatusCode::OK,
             errors: Errors::Ollamas,
+            passes_body_over: false,
             run: Box::new(run),
         }
     }
@@ -279,6 +284,7 @@ impl Route {
             answer: Answers::Json(SchemaGenerator::subschema_for::<A>),
             success: StatusCode::OK,
             errors: Errors::Ours,
+            passes_body_over: false,
             run: Box::new(run),
         }
     }
@@ -286,6 +292,11 @@ impl Route {
     /// The answer describes what did not exist before.
     pub(crate) fn creates(self) -> Self {
         Self { success: StatusCode::CREATED, ..self }
+    }
+
+    /// For a route that does nothing with what it is sent.
+    pub(crate) fn passes_body_over(self) -> Self {
+        Self { passes_body_over: true, ..self }
     }
 
     pub(crate) fn within(self, deadline: Duration) -> Self {
@@ -329,7 +340,10 @@ impl Route {
             _ => None,
         };
         let (mut parts, body) = request.into_parts();
-        let body = self.receive(body, face.limits().body).await?;
+        let body = match self.passes_body_over {
+            true => Bytes::new(),
+            false => self.receive(body, face.limits().body).await?,
+        };
         let path = path_parts(&mut parts).await?;
         let (uri, headers) = (parts.uri, parts.headers);
         let asked = Asked { face, id, peer, need: self.need, caller, path, uri, headers, body };
@@ -338,7 +352,7 @@ impl Route {
                 Some(place) => place.hold(answer),
                 None => answer,
             }),
-            Err(_) if self.method == Method::GET => Err(Failure::late(self.deadline)),
+            Err(_) if self.method == Method::GET || self.errors != Errors::Ours => Err(Failure::late(self.deadline)),
             Err(_) => Err(Failure::unknown(self.deadline)),
         }
     }

@@ -135,6 +135,10 @@ fn not_yet() -> impl Iterator<Item = Route> {
         (Method::GET, "/api/status", READ),
         (Method::POST, "/api/me", READ),
         (Method::POST, "/api/signout", ADMIN),
+        (Method::DELETE, "/api/user/keys/{key}", ADMIN),
+        (Method::POST, "/api/experimental/web_search", READ),
+        (Method::POST, "/api/experimental/web_fetch", READ),
+        (Method::GET, "/api/experimental/model-recommendations", READ),
     ];
     let of_openai = ["/v1/responses", "/v1/messages", "/v1/audio/transcriptions"];
     let about = "Not supported yet";
@@ -142,7 +146,7 @@ fn not_yet() -> impl Iterator<Item = Route> {
         .into_iter()
         .map(move |(method, path, need)| Route::ollamas(method, path, need, about, ollama::not_yet));
     let of_openai = of_openai.map(move |path| Route::openais(Method::POST, path, INFER, about, ollama::not_yet));
-    of_ollama.chain(of_openai)
+    of_ollama.chain(of_openai).map(Route::passes_body_over)
 }
 
 /// The routes and what stands before them, ready to be asked.

@@ -158,12 +158,14 @@ impl Backend {
             Kind::None => Vec::new(),
             Kind::Ollama(all) => all.iter().cloned().map(Source::ollama).collect(),
             Kind::Engine(handle) => {
-                let handle = handle.clone();
-                let find = move || match Self::engine_way(&handle) {
+                let running = handle.clone();
+                let find = move || match Self::engine_way(&running) {
                     Ok(Way { at, secret }) => Ok(agent::Way { at, secret }),
                     Err(unavailable) => Err(unavailable.to_string()),
                 };
-                vec![Source { kind: BackendKind::Engine, find: Box::new(find) }]
+                let mut starting = handle.clone();
+                let begun = Box::pin(async move { drop(starting.serving(Duration::MAX).await) });
+                vec![Source { kind: BackendKind::Engine, find: Box::new(find), begun }]
             }
         }
     }

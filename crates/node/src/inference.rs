@@ -4,6 +4,7 @@
 //! A request's text is opaque here. Whoever took it from a client has made a [`Work`] of it.
 
 mod agents;
+mod enrolled;
 mod here;
 mod hosts;
 mod lists;
@@ -16,8 +17,8 @@ use std::time::Duration;
 use agent::Route;
 use bytes::Bytes;
 use cluster::Cluster;
-use dispatch::{Cut, Frames as _, Trace};
-use futures::future::BoxFuture;
+use dispatch::{Agents as _, Cut, Frames as _, Trace};
+use futures::future::{BoxFuture, join_all};
 use hyper::header::HeaderValue;
 use net::{Keypair, Net, Services};
 use ollama::ModelName;
@@ -45,6 +46,7 @@ struct Inner {
     me: NodeId,
     here: Here,
     hosts: Hosts,
+    agents: Agents,
     lists: Lists,
     dispatcher: Dispatcher,
     chain_key: ChainKey,
@@ -59,6 +61,8 @@ pub struct Infer {
     /// The answer comes token by token, not in one piece when it is done.
     pub streams: bool,
     pub body: Bytes,
+    /// The id of the key it came by.
+    pub key: Option<String>,
 }
 
 /// For `/metrics`, each read just now.
@@ -83,6 +87,12 @@ pub struct Inferred(dispatch::Answer<Agents, Hosts>);
 /// What a node runs for it, until the node stops.
 pub(crate) type Tasks = Vec<BoxFuture<'static, ()>>;
 
+/// An engine that died is back within less.
+const COMES_BACK_MAX: Duration = Duration::from_secs(5);
+/// Between two looks at what still runs at the end.
+const FINISH_LOOK: Duration = Duration::from_millis(50);
+/// Whoever takes longer to unload a model is not waited for.
+const UNLOAD_MAX: Duration = Duration::from_secs(10);
 /// Another name may only just have been given to a model, or a backend just been started.
 const LATE_NAME_MAX: Duration = Duration::from_secs(3);
 
@@ -94,7 +104,7 @@ impl Inference {
         let mut tasks: Tasks = Vec::new();
         let stands = backend.sources().into_iter().map(Stand::before);
         let stands = stands.map(|(stand, task)| {
-            tasks.push(Box::pin(task.run()));
+            tasks.push(task);
             stand
         });
         here.set(stands.collect());
@@ -102,7 +112,7 @@ impl Inference {
         getrandom::fill(&mut seed).expect("the operating system has a random source");
         let config = dispatch::Config { own: Some(me), seed: u64::from_ne_bytes(seed) };
         let agents = Agents::new(here.clone(), net.clone());
-        let (dispatcher, looks) = dispatch::new(config, agents, hosts.clone());
+        let (dispatcher, looks) = dispatch::new(config, agents.clone(), hosts.clone());
         tasks.push(Box::pin(looks.run()));
         let (inbox, spread) = spread::new(spread::Parts {
             cluster: cluster.clone(),
@@ -114,11 +124,11 @@ impl Inference {
             incarnation: now().0,
         });
         tasks.push(Box::pin(spread.run()));
-        let services = Agents::services(cluster.services(), &here);
+        let services = Agents::services(cluster, &here);
         let services = inbox.services(Lists::services(services, &here));
         let lists = Lists::new(here.clone(), hosts.clone(), net.clone());
         let chain_key = ChainKey::derive(cluster.mesh().as_bytes());
-        (Self(Arc::new(Inner { me, here, hosts, lists, dispatcher, chain_key })), services, tasks)
+        (Self(Arc::new(Inner { me, here, hosts, agents, lists, dispatcher, chain_key })), services, tasks)
     }
 
     /// The model that a name means in this mesh. Looks again at this node's backends before it says that there is none.
@@ -138,16 +148,70 @@ impl Inference {
         self.0.hosts.hear(self.0.me, &facts, Duration::ZERO, true);
     }
 
-    /// What prompts are hashed with, so that equal beginnings are known on all nodes and nowhere else.
+    /// What prompts are hashed with: the same on all nodes, and known to whoever knows the mesh's id.
     pub fn chain_key(&self) -> &ChainKey {
         &self.0.chain_key
     }
 
-    /// Returns with the first piece of the answer in hand. Dropped at any time it is cancelled.
+    /// Returns with the first piece of the answer in hand. Dropped at any time it is cancelled. Where the only backend
+    /// with the model is this node's own and is just starting, it is waited for, a little.
     pub async fn run(&self, request: Infer) -> Result<Inferred, dispatch::Error> {
-        let Infer { id, route, work, streams, body } = request;
-        let request = dispatch::Request { id, work, streams, payload: Payload { route, body } };
+        use dispatch::Error::{NoModel, NobodyUp};
+        let again =
+            Infer { work: request.work.clone(), body: request.body.clone(), key: request.key.clone(), ..request };
+        // Boxed: a request's course is long, and lies in every future above this one.
+        match Box::pin(self.dispatch(request)).await {
+            Err(NoModel(_) | NobodyUp) if self.comes_back(again.work.model).await => {
+                Box::pin(self.dispatch(again)).await
+            }
+            answered => answered,
+        }
+    }
+
+    async fn dispatch(&self, request: Infer) -> Result<Inferred, dispatch::Error> {
+        let Infer { id, route, work, streams, body, key } = request;
+        let request = dispatch::Request { id, work, streams, payload: Payload { route, body, key } };
         Ok(Inferred(self.0.dispatcher.run(request).await?))
+    }
+
+    /// Waits for this node's own backends, if one of them is down, until somebody offers the model.
+    async fn comes_back(&self, model: ModelKey) -> bool {
+        let waited = async {
+            loop {
+                let is_hopeless = !self.0.here.is_partly_down();
+                self.hear_here();
+                if is_hopeless || !self.0.hosts.holders(model).is_empty() {
+                    return !is_hopeless;
+                }
+                self.0.here.refresh().await;
+            }
+        };
+        tokio::time::timeout(COMES_BACK_MAX, waited).await.unwrap_or(false)
+    }
+
+    /// The same for a request that asks for nothing but that the model be unloaded: each node that has it loaded is asked,
+    /// and one of them answers.
+    pub async fn unload(&self, request: Infer) -> Result<Inferred, dispatch::Error> {
+        let payload = Payload { route: request.route, body: request.body.clone(), key: request.key.clone() };
+        let asked = self.0.hosts.loaded(request.work.model).into_iter().map(async |node| {
+            let answer = self.0.agents.open(node, &payload, &request.work, None).await;
+            let Ok(mut answer) = answer else { return };
+            while let Some(Ok(_)) = answer.next().await {}
+        });
+        let _ = tokio::time::timeout(UNLOAD_MAX, join_all(asked)).await;
+        self.run(request).await
+    }
+
+    /// Takes nothing new for this node's backends and returns when they have answered what they had, from wherever it
+    /// came, or the time is up; whether they have.
+    pub async fn finish(&self, limit: Duration) -> bool {
+        self.0.here.drain(true);
+        let finished = async {
+            while self.0.here.all().iter().any(|stand| stand.agent.running() > 0) {
+                tokio::time::sleep(FINISH_LOOK).await;
+            }
+        };
+        tokio::time::timeout(limit, finished).await.is_ok()
     }
 
     /// The backends' own lists, and whose they are.

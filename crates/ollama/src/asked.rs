@@ -23,8 +23,16 @@ pub struct Asked {
     pub input: Value,
 }
 
+/// Below it no body holds more than memory has room for.
+const SHORT: usize = 1 << 20;
+/// Of commas outside of texts: a value each, and each takes many times its byte.
+const VALUES_MAX: usize = 1 << 20;
+
 impl Asked {
     pub fn read(body: &[u8]) -> Result<Self, InvalidBody> {
+        if body.len() > SHORT && values(body) > VALUES_MAX {
+            return Err(InvalidBody::Malformed(format!("a request holds at most {VALUES_MAX} values")));
+        }
         let mut fields: Map<String, Value> = decode(body)?;
         let mut field = |name: &str| fields.remove(name).unwrap_or_default();
         // Show and its like took it as `name` once.
@@ -88,6 +96,20 @@ impl Asked {
     }
 }
 
+fn values(body: &[u8]) -> usize {
+    let (mut is_text, mut is_escaped, mut values) = (false, false, 0);
+    for byte in body {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = is_text,
+            b'"' => is_text = !is_text,
+            b',' if !is_text => values += 1,
+            _ => {}
+        }
+    }
+    values
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,6 +131,14 @@ mod tests {
         assert_eq!(read(r#"{"model":"","name":"old"}"#).model, "old");
         assert_eq!(read("{}").model, Value::Null);
         assert!(Asked::read(b"[]").is_err() && Asked::read(b"").is_err());
+    }
+
+    #[test]
+    fn many_values_are_refused_before_they_take_their_memory_and_long_texts_are_not() {
+        let many = format!(r#"{{"messages":[{}[]]}}"#, "[],".repeat(VALUES_MAX + 1));
+        assert!(Asked::read(many.as_bytes()).is_err());
+        let long = format!(r#"{{"prompt":"{}\"{}"}}"#, ",".repeat(VALUES_MAX), ",".repeat(VALUES_MAX));
+        assert_eq!(read(&long).prompt.len(), 2 * VALUES_MAX + 1);
     }
 
     #[test]

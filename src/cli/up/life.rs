@@ -24,8 +24,8 @@ use crate::times::rough;
 /// Below the data folder: whoever may not look into that cannot get as far as the socket.
 const SOCKET: &str = "run/omx.sock";
 
-/// For requests that run when the node is told to stop. Longer than any of them may take by itself.
-const FINISH_MAX: Duration = Duration::from_secs(15);
+/// For what runs when the node is told to stop, its own clients' and other nodes'. What takes longer is cut.
+const FINISH_MAX: Duration = Duration::from_secs(60);
 /// For the engine to serve, before the greeting is printed without it.
 const ENGINE_MAX: Duration = Duration::from_secs(20);
 /// For others to take over what this node leads and votes for.
@@ -77,7 +77,9 @@ pub(super) async fn live(
     tracing::info!("stopping; a second signal ends at once");
     let stopping = async {
         stop_serving.cancel();
-        if tokio::time::timeout(FINISH_MAX, server.join_next()).await.is_err() {
+        let served = tokio::time::timeout(FINISH_MAX, server.join_next());
+        let (served, finished) = tokio::join!(served, node.api().inference().finish(FINISH_MAX));
+        if served.is_err() || !finished {
             tracing::warn!("requests were still running after {FINISH_MAX:?} and are cut");
         }
         server.shutdown().await;

@@ -56,7 +56,7 @@ fn work(model: u8) -> Work {
 }
 
 fn ask(work: Work) -> Ask {
-    Ask { work, weight: 1.0, wait_max: None }
+    Ask { work, weight: 1.0, wait_max: None, key: None }
 }
 
 impl Desk {

@@ -61,7 +61,7 @@ impl Bench {
             tenant: Tenant::ANONYMOUS,
             deadline: None,
         };
-        Ask { work, weight: 1.0, wait_max: None }
+        Ask { work, weight: 1.0, wait_max: None, key: None }
     }
 
     pub(crate) fn request(&self) -> Request {

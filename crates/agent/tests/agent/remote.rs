@@ -41,7 +41,7 @@ impl Link {
         let (near, far) = duplex(64 << 10);
         let agent = self.bench.agent.clone();
         let find = move |work: &Work| (work.model == agent.model(NAME)?).then(|| agent.clone());
-        self.served.lock().unwrap().spawn(async move { drop(serve(find, far).await) });
+        self.served.lock().unwrap().spawn(async move { drop(serve(find, |key| key == "good", far).await) });
         self.dialled.fetch_add(1, Ordering::Relaxed);
         near
     }
@@ -171,6 +171,20 @@ async fn a_node_that_dies_leaves_no_answer_that_looks_whole() {
     let (_, end) = read(&mut answer).await;
     assert!(matches!(end, Err(Error::Broken(_))), "{end:?}");
     link.bench.until(|agent| agent.running() == 0).await;
+}
+
+#[tokio::test]
+async fn what_came_by_a_key_that_does_not_allow_it_there_is_refused_and_costs_nothing() {
+    let link = link(model(3, 1000.0), slots(1)).await;
+    let by = |key: &str| {
+        let mut request = link.bench.request();
+        request.ask.key = Some(key.to_owned());
+        request
+    };
+    read(&mut link.run(by("good")).await.unwrap()).await.1.unwrap();
+    let refused = link.run(by("revoked")).await;
+    assert!(matches!(refused, Err(Error::Refused(Refusal::Denied))), "{refused:?}");
+    assert_eq!(link.bench.fake.counts().inferences, 1);
 }
 
 /// What a client makes of these bytes as an answer.

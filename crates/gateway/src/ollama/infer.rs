@@ -8,6 +8,7 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use node::{Infer, Inferred, Route, Tenant};
+use tokio::task::spawn_blocking;
 
 use super::work;
 use crate::access::Caller;
@@ -21,6 +22,16 @@ const NODE: HeaderName = HeaderName::from_static("omx-node");
 const ATTEMPTS: HeaderName = HeaderName::from_static("omx-attempts");
 /// Which of the request's options were changed, and to what.
 const OPTIONS: HeaderName = HeaderName::from_static("omx-options");
+
+/// Of a body: reading it takes milliseconds.
+const LONG: usize = 1 << 20;
+/// Whatever a node promises: a client that is told to come back tomorrow does not.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+
+const KINDS: [&str; 2] = ["application/json", "application/x-ndjson"];
+
+/// What is longer, as many vectors are, is told as it comes.
+const PIECE_BYTES_MAX: usize = 1 << 20;
 
 pub(crate) async fn generate(raw: Raw) -> Result<Response, Failure> {
     raw.infer(Route::Generate).await
@@ -46,22 +57,40 @@ impl Raw {
 
     /// The mesh's answer to a request in Ollama's terms.
     pub(crate) async fn infer_native(&self, route: Route, body: Bytes) -> Result<Response, Failure> {
-        let asked = Asked::read(&body).map_err(|error| Failure::bad_request(error.to_string()))?;
+        let asked = read(body.clone()).await?;
         let name = name(&asked, route)?;
         let inference = self.face.api().inference();
         let model = inference.resolve(&name).await.ok_or_else(|| unknown(&self.face, &asked, route))?;
-        let tenant = match &self.caller {
-            Caller::Key(grant) => Tenant::of_key(grant.key.to_string().as_bytes()),
-            Caller::Anonymous(_) | Caller::Owner { .. } => Tenant::ANONYMOUS,
+        let key = match &self.caller {
+            Caller::Key(grant) => Some(grant.key.to_string()),
+            Caller::Anonymous(_) | Caller::Owner { .. } => None,
         };
+        let tenant = key.as_ref().map_or(Tenant::ANONYMOUS, |id| Tenant::of_key(id.as_bytes()));
         let work = work::of(&asked, route, model, inference.chain_key(), tenant);
         let streams = asked.streams.unwrap_or(true) && matches!(route, Route::Generate | Route::Chat);
+        let unloads = asked.unloads();
         drop(asked);
         let asked_at = Instant::now();
-        let answer = inference.run(Infer { id: self.id, route, work, streams, body }).await?;
-        self.face.metrics().began(route, asked_at.elapsed());
-        Ok(told(&self.face, answer))
+        let request = Infer { id: self.id, route, work, streams, body, key };
+        let answer = match unloads {
+            true => inference.unload(request).await?,
+            false => inference.run(request).await?,
+        };
+        // What comes in one piece has no first byte of its own, and a refusal no model's.
+        if streams && answer.status() == 200 {
+            self.face.metrics().began(route, asked_at.elapsed());
+        }
+        told(&self.face, answer).await
     }
+}
+
+/// A long body is read beside the threads that serve others.
+async fn read(body: Bytes) -> Result<Asked, Failure> {
+    let read = match body.len() > LONG {
+        true => spawn_blocking(move || Asked::read(&body)).await.map_err(Failure::internal)?,
+        false => Asked::read(&body),
+    };
+    read.map_err(|error| Failure::bad_request(error.to_string()))
 }
 
 /// The model's name, or what Ollama says where there is none.
@@ -122,14 +151,23 @@ fn request(route: Route) -> &'static str {
     }
 }
 
-/// The answer with its head, piece by piece.
-fn told(face: &Arc<Face>, answer: Inferred) -> Response {
+/// The answer with its head: lines as they come, what comes in one piece in one piece.
+async fn told(face: &Arc<Face>, mut answer: Inferred) -> Result<Response, Failure> {
     let status = StatusCode::from_u16(answer.status()).unwrap_or(StatusCode::BAD_GATEWAY);
-    let kind = answer.content_type().cloned().unwrap_or(super::JSON);
+    // A page is none of a model's answers, whoever says so.
+    let is_known = |kind: &&HeaderValue| KINDS.iter().any(|known| kind.as_bytes().starts_with(known.as_bytes()));
+    let kind = answer.content_type().filter(is_known).cloned().unwrap_or(super::JSON);
     let node = face.api().name_of(answer.node());
     let (attempts, raised) = (answer.sends(), answer.raised_context());
     let is_lines = kind.as_bytes().starts_with(b"application/x-ndjson");
-    let mut response = Response::new(pieces(face.clone(), answer, node.clone(), is_lines));
+    let begun = if is_lines { Vec::new() } else { begun(&mut answer, &node).await? };
+    let mut response = Response::new(match is_lines || begun.len() > PIECE_BYTES_MAX {
+        true => pieces(face.clone(), answer, node.clone(), begun, is_lines),
+        false => {
+            counted(face, &begun);
+            Body::from(begun)
+        }
+    });
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, kind);
@@ -138,22 +176,49 @@ fn told(face: &Arc<Face>, answer: Inferred) -> Response {
     if let Some(context) = raised {
         headers.insert(OPTIONS, HeaderValue::try_from(format!("num_ctx={context}")).expect("it is a number"));
     }
-    response
+    Ok(response)
+}
+
+/// An answer in one piece, or what has come of it when it is longer than that.
+async fn begun(answer: &mut Inferred, node: &str) -> Result<Vec<u8>, Failure> {
+    let mut begun = Vec::new();
+    while begun.len() <= PIECE_BYTES_MAX {
+        match answer.next().await {
+            Some(Ok(piece)) => begun.extend_from_slice(&piece),
+            Some(Err(cut)) => {
+                tracing::warn!(node, why = %cut.why, "an answer broke off");
+                return Err(Failure::new(
+                    StatusCode::BAD_GATEWAY,
+                    "backend",
+                    format!("the answer of node `{node}` broke off"),
+                ));
+            }
+            None => break,
+        }
+    }
+    Ok(begun)
+}
+
+/// An answer is whole: what it cost stands at its end.
+fn counted(face: &Face, last: &[u8]) {
+    if let Ok(last) = serde_json::from_slice::<seen::Last>(last) {
+        face.metrics().ended(last.prompt_eval_count, last.eval_count);
+    }
 }
 
 /// Where the answer breaks off, a stream of lines says so in its last; anything else breaks off in plain sight, by a
 /// connection that ends before its body does.
-fn pieces(face: Arc<Face>, answer: Inferred, node: String, is_lines: bool) -> Body {
-    let begun = Some((face, answer, node, Bytes::new()));
+fn pieces(face: Arc<Face>, answer: Inferred, node: String, begun: Vec<u8>, is_lines: bool) -> Body {
+    let begun = Some((face, answer, node, Bytes::from(begun), Bytes::new()));
     let pieces = futures::stream::unfold(begun, move |state| async move {
-        let (face, mut answer, node, last) = state?;
+        let (face, mut answer, node, begun, last) = state?;
+        if !begun.is_empty() {
+            return Some((Ok(begun), Some((face, answer, node, Bytes::new(), last))));
+        }
         match answer.next().await {
-            Some(Ok(piece)) => Some((Ok(piece.clone()), Some((face, answer, node, piece)))),
+            Some(Ok(piece)) => Some((Ok(piece.clone()), Some((face, answer, node, begun, piece)))),
             None => {
-                // An answer in many pieces that are no lines tells nobody what it cost; those are vectors.
-                if let Ok(last) = serde_json::from_slice::<seen::Last>(&last) {
-                    face.metrics().ended(last.prompt_eval_count, last.eval_count);
-                }
+                counted(&face, &last);
                 None
             }
             Some(Err(cut)) => {
@@ -187,7 +252,8 @@ impl From<node::InferError> for Failure {
             .retry_after(soon),
             Error::Busy { retry_after } => {
                 let message = "server busy, please try again: all nodes with the model have full queues".to_owned();
-                new(StatusCode::SERVICE_UNAVAILABLE, "busy", message).retry_after(retry_after.into())
+                new(StatusCode::SERVICE_UNAVAILABLE, "busy", message)
+                    .retry_after(Duration::from(retry_after).clamp(Duration::from_secs(1), RETRY_AFTER_MAX))
             }
             Error::Served { status, body, .. } => {
                 let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
@@ -195,11 +261,10 @@ impl From<node::InferError> for Failure {
             }
             Error::Deadline => new(StatusCode::GATEWAY_TIMEOUT, "deadline", "the request's time is up".to_owned()),
             Error::Failed { sent, last } => {
-                let why = crate::failure::chain(&last);
-                let message =
-                    format!("the model's nodes did not answer; the request was sent `{sent}` times, at last: {why}");
+                tracing::warn!(sent, why = crate::failure::chain(&last), "a request came to nothing");
+                let message = "the model's nodes did not answer".to_owned();
                 new(StatusCode::BAD_GATEWAY, "backend", message)
-                    .hint("`omx doctor` looks what is wrong")
+                    .hint("`omx trace` with the request's id tells why")
                     .retry_after(soon)
             }
         }

@@ -54,11 +54,15 @@ impl Raw {
         let inference = self.face.api().inference();
         let model = inference.resolve(&parsed).await.ok_or_else(not_there)?;
         inference.show(model, body).await.map_err(|error| {
-            let status = match error {
-                NotShown::Nobody => StatusCode::SERVICE_UNAVAILABLE,
-                NotShown::Failed(_) => StatusCode::BAD_GATEWAY,
+            let (status, message) = match &error {
+                NotShown::Nobody => (StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+                NotShown::TooLong(_) => (StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
+                NotShown::Failed(why) => {
+                    tracing::warn!(why, "no node could show a model");
+                    (StatusCode::BAD_GATEWAY, "the nodes that have the model did not answer".to_owned())
+                }
             };
-            Failure::new(status, "backend", error.to_string())
+            Failure::new(status, "backend", message)
         })
     }
 

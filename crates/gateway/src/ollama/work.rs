@@ -2,8 +2,10 @@
 
 use ::ollama::Asked;
 use node::{Route, Tenant};
-use scheduler::{ChainKey, ChainWriter, Class, ModelKey, Work};
+use scheduler::{Chain, ChainKey, ChainWriter, Class, ModelKey, Work};
 use serde_json::Value;
+
+use crate::route::GENERATE_WITHIN;
 
 /// Of texts in most languages.
 const BYTES_PER_TOKEN: u64 = 4;
@@ -42,6 +44,8 @@ pub(super) fn of(asked: &Asked, route: Route, model: ModelKey, key: &ChainKey, t
         Route::Embed => prompt.value(&asked.input),
         Route::Embeddings => prompt.parts([&asked.prompt]),
     }
+    // No cache keeps what was embedded, and nothing follows it.
+    let is_kept = matches!(route, Route::Generate | Route::Chat);
     let is_answered = matches!(route, Route::Generate | Route::Chat) && !asked.is_empty();
     let limit = asked.option("num_predict").and_then(|limit| u32::try_from(limit).ok());
     let tokens = u32::try_from(prompt.0.bytes() / BYTES_PER_TOKEN).unwrap_or(u32::MAX);
@@ -53,8 +57,8 @@ pub(super) fn of(asked: &Asked, route: Route, model: ModelKey, key: &ChainKey, t
         context: asked.option("num_ctx").and_then(|tokens| u32::try_from(tokens).ok()).filter(|tokens| *tokens > 0),
         class: if is_answered { Class::Interactive } else { Class::Batch },
         tenant,
-        deadline: None,
-        chain: prompt.0.finish(None),
+        deadline: Some(GENERATE_WITHIN),
+        chain: if is_kept { prompt.0.finish(None) } else { Chain::default() },
     }
 }
 
@@ -133,6 +137,7 @@ mod tests {
         assert_eq!((load.prompt, load.output), (0, 0));
         let embed = work(Route::Embed, json!({ "input": ["abcd".repeat(10), "abcd"] }));
         assert_eq!((embed.prompt, embed.output, embed.class), (11, 0, Class::Batch));
+        assert_eq!(embed.chain, Chain::default());
     }
 
     #[test]

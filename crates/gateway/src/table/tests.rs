@@ -34,7 +34,7 @@ use Needs::{Admin, Infer, Machine, Models, Nothing, Read};
 
 /// Method, route, a path of it, a body, what it needs, and the status of whoever gets through. Some get through to a
 /// refusal of the registry's: the only voter cannot be removed, and some of what is named here is not there.
-const ROWS: [(&str, &str, &str, &str, Needs, u16); 58] = [
+const ROWS: [(&str, &str, &str, &str, Needs, u16); 62] = [
     ("GET", "/omx/v1/status", "/omx/v1/status", "", Read, 200),
     ("GET", "/omx/v1/nodes", "/omx/v1/nodes", "", Read, 200),
     ("GET", "/omx/v1/nodes/{node}", "/omx/v1/nodes/solo", "", Read, 200),
@@ -89,6 +89,10 @@ const ROWS: [(&str, &str, &str, &str, Needs, u16); 58] = [
     ("GET", "/api/status", "/api/status", "", Read, 501),
     ("POST", "/api/me", "/api/me", "{}", Read, 501),
     ("POST", "/api/signout", "/api/signout", "{}", Admin, 501),
+    ("DELETE", "/api/user/keys/{key}", "/api/user/keys/x", "", Admin, 501),
+    ("POST", "/api/experimental/web_search", "/api/experimental/web_search", "{}", Read, 501),
+    ("POST", "/api/experimental/web_fetch", "/api/experimental/web_fetch", "{}", Read, 501),
+    ("GET", "/api/experimental/model-recommendations", "/api/experimental/model-recommendations", "", Read, 501),
     ("POST", "/v1/responses", "/v1/responses", "{}", Infer, 501),
     ("POST", "/v1/messages", "/v1/messages", "{}", Infer, 501),
     ("POST", "/v1/audio/transcriptions", "/v1/audio/transcriptions", "{}", Infer, 501),

@@ -1,18 +1,21 @@
 //! The agents of all nodes, for the dispatcher: this node's by a call, others' over the mesh.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use agent::remote::{self, Limits, Remote};
 use agent::{Ask, INFER, PROBE, Probe, Reply, Route, SendError};
 use bytes::Bytes;
+use cluster::{Cluster, KeyId};
 use dispatch::{Failure, Refusal};
 use hyper::header::HeaderValue;
 use net::{Allowed, Net, Protocol, RequestSpec, Roles, Services, StreamSpec};
-use scheduler::{Promise, Work};
-use types::NodeId;
+use scheduler::{Promise, Seconds, Work};
+use types::{NodeId, Scope};
 
 use super::here::Here;
+use crate::api::now;
 
 const LOOK: Protocol = Protocol::new("/omx/look/1");
 
@@ -47,11 +50,12 @@ const CONNECT_MAX: Duration = Duration::from_secs(3);
 const HEAD_MAX: Duration = Duration::from_secs(3_600);
 const BETWEEN_MAX: Duration = Duration::from_secs(360);
 
-#[derive(Debug)]
+/// Cheap to clone.
+#[derive(Debug, Clone)]
 pub(crate) struct Agents {
     here: Here,
     net: Net,
-    remote: Remote,
+    remote: Arc<Remote>,
 }
 
 /// What a request is to a dispatcher.
@@ -59,6 +63,8 @@ pub(crate) struct Agents {
 pub(crate) struct Payload {
     pub(crate) route: Route,
     pub(crate) body: Bytes,
+    /// The id of the key it came by.
+    pub(crate) key: Option<String>,
 }
 
 /// An answer of this node's backend or of another node.
@@ -77,12 +83,14 @@ enum From {
 
 impl Agents {
     pub(crate) fn new(here: Here, net: Net) -> Self {
-        Self { here, net, remote: Remote::default() }
+        Self { here, net, remote: Arc::default() }
     }
 
     /// What this node offers to the others' dispatchers.
-    pub(crate) fn services(services: Services, here: &Here) -> Services {
+    pub(crate) fn services(cluster: &Cluster, here: &Here) -> Services {
         let (probed, asked) = (here.clone(), here.clone());
+        let keys = cluster.clone();
+        let services = cluster.services();
         services
             .on_request(LOOK_SPEC, |_, _| Box::pin(async { Ok(Bytes::new()) }))
             .on_request(PROBE_SPEC, move |_, probe| {
@@ -90,9 +98,11 @@ impl Agents {
                 Box::pin(async move { answer.map(Bytes::from).map_err(|_| net::Refusal::Malformed) })
             })
             .on_stream(INFER_SPEC, move |_, stream| {
-                let here = asked.clone();
+                let (here, keys) = (asked.clone(), keys.clone());
                 Box::pin(async move {
-                    if let Err(error) = agent::serve(move |work| here.find(work), stream).await {
+                    // The node it came in at let it in; a key may have been revoked here meanwhile.
+                    let may = move |key: &str| may_infer(&keys, key);
+                    if let Err(error) = agent::serve(move |work| here.find(work), may, stream).await {
                         tracing::debug!(%error, "a peer's requests ended");
                     }
                 })
@@ -101,7 +111,7 @@ impl Agents {
 
     async fn probe_there(&self, node: NodeId, work: &Work, hold: Duration) -> Result<Promise, Failure> {
         let probe = codec::encode(&Probe::new(work.clone(), hold)).map_err(unreachable)?;
-        let answer = self.net.request(node, PROBE_SPEC.protocol, probe.into()).await.map_err(unreachable)?;
+        let answer = self.net.request(node, PROBE_SPEC.protocol, probe.into()).await.map_err(unasked)?;
         let reply: Reply = codec::decode(&answer).map_err(unreachable)?;
         Result::from(reply).map_err(refused)
     }
@@ -130,7 +140,7 @@ impl dispatch::Agents for Agents {
         work: &Work,
         max_wait: Option<Duration>,
     ) -> Result<Frames, Failure> {
-        let ask = Ask { work: work.clone(), weight: 1.0, wait_max: max_wait };
+        let ask = Ask { work: work.clone(), weight: 1.0, wait_max: max_wait, key: request.key.clone() };
         let sent = agent::Request { route: request.route, ask, body: request.body.clone() };
         let from = if node == self.net.local() {
             let agent = self.here.find(work).ok_or(Failure::Refused(Refusal::NoModel))?;
@@ -138,7 +148,7 @@ impl dispatch::Agents for Agents {
         } else {
             let limits = Limits { connect: CONNECT_MAX, head: HEAD_MAX, between: BETWEEN_MAX };
             let dial = async { self.net.connect(node, INFER_SPEC.protocol).await.map_err(io::Error::other) };
-            From::There(self.remote.run(node, sent, limits, dial).await.map_err(failed_there)?)
+            From::There(self.remote.run(node, sent, limits, dial).await.map_err(not_opened)?)
         };
         Ok(Frames { from, is_fresh: true })
     }
@@ -185,8 +195,40 @@ impl dispatch::Frames for Frames {
     }
 }
 
+fn may_infer(cluster: &Cluster, key: &str) -> bool {
+    let Ok(id) = key.parse::<KeyId>() else { return false };
+    cluster.view(|registry| {
+        registry
+            .key(&id)
+            .is_some_and(|key| key.scopes.allows(Scope::Infer) && key.expires_at.is_none_or(|expiry| now() < expiry))
+    })
+}
+
 fn unreachable(error: impl std::error::Error + Send + Sync + 'static) -> Failure {
     Failure::Unreachable(error.into())
+}
+
+/// Why a node could not even be asked. Too much under way is no illness, and what is wrong here is not its fault.
+fn unasked(error: net::Error) -> Failure {
+    const SOON: Seconds = Seconds::new(1.0);
+    match &error {
+        net::Error::Busy { .. } | net::Error::Refused { refusal: net::Refusal::Busy, .. } => {
+            Failure::Refused(Refusal::Full { wait: SOON })
+        }
+        net::Error::Refused { refusal: net::Refusal::Stopping, .. } => Failure::Refused(Refusal::Draining),
+        error if error.fault() == net::Fault::Here => Failure::Refused(Refusal::Full { wait: SOON }),
+        _ => unreachable(error),
+    }
+}
+
+fn not_opened(error: remote::Error) -> Failure {
+    match error {
+        remote::Error::Unreachable(SendError::Connect(error)) => match error.downcast::<net::Error>() {
+            Ok(error) => unasked(error),
+            Err(error) => unreachable(error),
+        },
+        error => failed_there(error),
+    }
 }
 
 fn broken(error: impl std::error::Error + Send + Sync + 'static) -> Failure {
@@ -201,6 +243,7 @@ fn refused(refusal: agent::Refusal) -> Failure {
         agent::Refusal::Late => Refusal::Late,
         agent::Refusal::Draining => Refusal::Draining,
         agent::Refusal::Down(_) => Refusal::Down,
+        agent::Refusal::Denied => Refusal::Denied,
     })
 }
 

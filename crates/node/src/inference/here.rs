@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use agent::{FindWay, Handle, Question, Way};
 use bytes::Bytes;
-use futures::future::join_all;
+use futures::future::{BoxFuture, join_all, ready};
 use ollama::Endpoint;
 use scheduler::{ModelKey, Seconds, Work};
 use vitals::{BackendKind, BackendState, Log8};
@@ -25,27 +25,37 @@ pub(crate) struct Stand {
 pub(crate) struct Source {
     pub(crate) kind: BackendKind,
     pub(crate) find: FindWay,
+    /// Before it there is nothing to look at, and a first look in vain would make it one that is down.
+    pub(crate) begun: BoxFuture<'static, ()>,
 }
 
 /// The engine takes so many at once, fewer only where memory is short; then the rest waits inside.
 const ENGINE_SLOTS: u16 = 4;
-/// A backend that is up lists its models within.
-const REFRESH_MAX: Duration = Duration::from_secs(3);
+/// Whoever takes longer to list its models is left out of the list.
+const LIST_MAX: Duration = Duration::from_millis(1_500);
 
 impl Stand {
-    /// The task has to run for the agent to see anything.
-    pub(crate) fn before(source: Source) -> (Self, agent::Task) {
-        let Source { kind, find } = source;
+    /// The future has to run for the agent to see anything.
+    pub(crate) fn before(source: Source) -> (Self, BoxFuture<'static, ()>) {
+        let Source { kind, find, begun } = source;
         let slots = (kind == BackendKind::Engine).then_some(ENGINE_SLOTS);
         let (agent, task) = agent::new(agent::Config { slots, ..agent::Config::default() }, find);
-        (Self { kind, agent }, task)
+        let looks = async {
+            begun.await;
+            task.run().await;
+        };
+        (Self { kind, agent }, Box::pin(looks))
     }
 }
 
 impl Source {
     pub(crate) fn ollama(at: Endpoint) -> Self {
+        Self::at(BackendKind::Ollama, at)
+    }
+
+    pub(crate) fn at(kind: BackendKind, at: Endpoint) -> Self {
         let find = move || Ok(Way { at: at.clone(), secret: None });
-        Self { kind: BackendKind::Ollama, find: Box::new(find) }
+        Self { kind, find: Box::new(find), begun: Box::pin(ready(())) }
     }
 }
 
@@ -58,28 +68,38 @@ impl Here {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The agent before the backend that is the best for this work, where several have the model: one that runs, has it
-    /// loaded, and has the least before it for each slot.
+    /// The agent before the backend that is the best for this work, where several have the model.
     pub(crate) fn find(&self, work: &Work) -> Option<Handle> {
         let stands = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let with_model = stands.iter().filter_map(|stand| Some((&stand.agent, stand.agent.slots(work.model)?)));
-        let best = with_model.min_by(|(a, a_slots), (b, b_slots)| {
-            let rank = |agent: &Handle, slots: u16| {
-                let is_down = !matches!(agent.state(), agent::State::Up | agent::State::Suspect);
-                let is_cold = agent.loaded_context(work.model).is_none();
-                let before = (agent.running() + agent.waiting()) as f64 / f64::from(slots.max(1));
-                (is_down, is_cold, before)
-            };
-            rank(a, *a_slots).partial_cmp(&rank(b, *b_slots)).unwrap_or(std::cmp::Ordering::Equal)
-        });
-        best.map(|(agent, _)| agent.clone())
+        let agents = stands.iter().map(|stand| &stand.agent);
+        let mut with_model: Vec<&Handle> = agents.filter(|agent| agent.slots(work.model).is_some()).collect();
+        if with_model.len() > 1 {
+            // One that will not take it comes last: it says why.
+            with_model.sort_by_cached_key(|agent| {
+                let promise = agent.probe(work, Duration::ZERO).ok();
+                let score = promise.map(|promise| promise.estimate.score(work.class, Seconds::ZERO));
+                (score.is_none(), score)
+            });
+        }
+        with_model.first().map(|agent| (*agent).clone())
     }
 
-    /// Looks anew at what the backends list.
+    /// Whether a backend of this node is down, or was not looked at yet.
+    pub(crate) fn is_partly_down(&self) -> bool {
+        self.all().iter().any(|stand| matches!(stand.agent.state(), agent::State::Down(_)))
+    }
+
+    /// Looks anew at what the backends list. The caller limits how long.
     pub(crate) async fn refresh(&self) {
         let stands = self.all();
-        let looks = join_all(stands.iter().map(|stand| stand.agent.refresh()));
-        let _ = tokio::time::timeout(REFRESH_MAX, looks).await;
+        join_all(stands.iter().map(|stand| stand.agent.refresh())).await;
+    }
+
+    /// Those before a backend that answers.
+    fn running(&self) -> Vec<Stand> {
+        let mut stands = self.all();
+        stands.retain(|stand| !matches!(stand.agent.state(), agent::State::Down(_)));
+        stands
     }
 
     /// Takes nothing new, or takes again.
@@ -89,18 +109,18 @@ impl Here {
 
     /// The backends' own lists, of those that answer.
     pub(crate) async fn lists(&self, question: Question) -> Vec<Bytes> {
-        let stands = self.all();
-        let answers = join_all(stands.iter().map(|stand| stand.agent.question(question.clone()))).await;
-        let good = answers.into_iter().filter_map(|answer| match answer {
-            Ok((status, body)) if status.is_success() => Some(body),
-            Ok(_) | Err(_) => None,
+        let asked = self.running().into_iter().map(async |stand| {
+            match tokio::time::timeout(LIST_MAX, stand.agent.question(question.clone())).await {
+                Ok(Ok((status, body))) if status.is_success() => Some(body),
+                Ok(_) | Err(_) => None,
+            }
         });
-        good.collect()
+        join_all(asked).await.into_iter().flatten().collect()
     }
 
     /// What the agent before a backend with this model hears when it asks for it, status and body.
     pub(crate) async fn show(&self, model: ModelKey, body: Bytes) -> Option<Result<(u16, Bytes), agent::Error>> {
-        let stands = self.all();
+        let stands = self.running();
         let stand = stands.iter().find(|stand| stand.agent.slots(model).is_some())?;
         let answer = stand.agent.question(Question::Show(body)).await;
         Some(answer.map(|(status, body)| (status.as_u16(), body)))

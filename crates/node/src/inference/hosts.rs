@@ -78,12 +78,22 @@ impl Hosts {
         state.name(node, &Facts::default());
     }
 
-    /// The model that is meant by a name. Where members mean different ones by it: what most of them mean, and of those
-    /// the same at every node.
+    /// The model that is meant by a name. Where members mean different ones by it: what most of those mean who can be
+    /// asked now, then what most of all mean, and of as many the same at every node.
     pub(crate) fn resolve(&self, name: &ModelName) -> Option<ModelKey> {
         let state = self.lock();
         let keys = state.names.get(name)?;
-        keys.iter().max_by_key(|(key, members)| (**members, std::cmp::Reverse(**key))).map(|(key, _)| *key)
+        let rank = |key: &ModelKey, members: usize| {
+            (state.fleets.get(key).map_or(0, Fleet::len), members, std::cmp::Reverse(*key))
+        };
+        keys.iter().max_by_key(|(key, members)| rank(key, **members)).map(|(key, _)| *key)
+    }
+
+    /// Who has it loaded, of those that can be asked for it.
+    pub(crate) fn loaded(&self, model: ModelKey) -> Vec<NodeId> {
+        let state = self.lock();
+        let hosts = state.fleets.get(&model).map(Fleet::hosts).unwrap_or_default();
+        hosts.iter().filter(|host| host.facts.resident.is_some()).map(|host| host.node).collect()
     }
 
     /// What each member said last of itself.
@@ -257,6 +267,11 @@ mod tests {
         hear(&hosts, 1, &[("m:latest", 9)]);
         assert_eq!(hosts.resolve(&name("m")), Some(key(7)), "of as many the same at every node");
         hear(&hosts, 2, &[("m:latest", 9)]);
+        assert_eq!(hosts.resolve(&name("m")), Some(key(9)));
+        (1..3).for_each(|id| hosts.set_up(node(id), false));
+        assert_eq!(hosts.resolve(&name("m")), Some(key(7)), "who sleeps does not decide for those who are awake");
+        (1..3).for_each(|id| hosts.set_up(node(id), true));
+        (1..3).for_each(|id| hear(&hosts, id, &[("m:latest", 9)]));
         assert_eq!(hosts.resolve(&name("m")), Some(key(9)));
         hosts.forget(node(1));
         hear(&hosts, 2, &[("other", 9)]);

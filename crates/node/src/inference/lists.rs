@@ -10,6 +10,7 @@ use futures::future::join_all;
 use net::{Net, Protocol, RequestSpec, Roles, Services};
 use scheduler::ModelKey;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use types::NodeId;
 
 use super::here::Here;
@@ -25,6 +26,16 @@ const SPEC: RequestSpec = RequestSpec {
 };
 /// A list that takes longer is not waited for: the node's last one stands in for it.
 const LIST_MAX: Duration = Duration::from_secs(2);
+
+const FRESH: Duration = Duration::from_millis(500);
+/// Of one node's backends.
+const LISTS_MAX: usize = 16;
+/// Some thousand models.
+const LIST_BYTES_MAX: usize = 2 << 20;
+/// A model is shown from memory or its file's header; a node that takes longer is not the one to ask.
+const SHOW_MAX: Duration = Duration::from_secs(5);
+/// Of what another node says went wrong.
+const WHY_CHARS_MAX: usize = 200;
 
 /// What a backend lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -77,7 +88,12 @@ pub enum NotShown {
     Nobody,
     #[error("the nodes that have the model did not answer: {0}")]
     Failed(String),
+    #[error("a question about a model takes at most {0} bytes")]
+    TooLong(usize),
 }
+
+/// Whose backend lists what.
+type Listed = Vec<(NodeId, Bytes)>;
 
 #[derive(Debug)]
 pub(crate) struct Lists {
@@ -86,11 +102,16 @@ pub(crate) struct Lists {
     net: Net,
     /// What each peer listed last.
     last: Mutex<BTreeMap<(NodeId, List), Vec<Bytes>>>,
+    /// What was put together a moment ago. Whoever asks meanwhile waits for it instead of asking everybody again.
+    fresh: tokio::sync::Mutex<BTreeMap<List, (Instant, Listed)>>,
 }
 
 impl Lists {
+    /// What names a model, and a few options.
+    const QUESTION_BYTES_MAX: usize = 64 << 10;
+
     pub(crate) fn new(here: Here, hosts: Hosts, net: Net) -> Self {
-        Self { here, hosts, net, last: Mutex::default() }
+        Self { here, hosts, net, last: Mutex::default(), fresh: tokio::sync::Mutex::default() }
     }
 
     pub(crate) fn services(services: Services, here: &Here) -> Services {
@@ -118,7 +139,19 @@ impl Lists {
     }
 
     /// The lists of all backends of all nodes that are up, this node's first.
-    pub(crate) async fn all(&self, list: List) -> Vec<(NodeId, Bytes)> {
+    pub(crate) async fn all(&self, list: List) -> Listed {
+        let mut fresh = self.fresh.lock().await;
+        if let Some((at, all)) = fresh.get(&list)
+            && at.elapsed() < FRESH
+        {
+            return all.clone();
+        }
+        let all = self.ask_all(list).await;
+        fresh.insert(list, (Instant::now(), all.clone()));
+        all
+    }
+
+    async fn ask_all(&self, list: List) -> Listed {
         let me = self.net.local();
         let peers: Vec<NodeId> = self.net.peers().iter().map(|peer| peer.id).collect();
         self.last.lock().unwrap_or_else(PoisonError::into_inner).retain(|(node, _), _| peers.contains(node));
@@ -135,7 +168,8 @@ impl Lists {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         match told {
             Ok(Told::Lists(lists)) => {
-                let lists: Vec<Bytes> = lists.into_iter().map(Bytes::from).collect();
+                let lists = lists.into_iter().take(LISTS_MAX).filter(|list| list.len() <= LIST_BYTES_MAX);
+                let lists: Vec<Bytes> = lists.map(Bytes::from).collect();
                 last.insert((node, list), lists.clone());
                 lists
             }
@@ -152,18 +186,25 @@ impl Lists {
 
     /// What a node that has the model shows of it, this one if it has it.
     pub(crate) async fn show(&self, model: ModelKey, body: Bytes) -> Result<(u16, Bytes), NotShown> {
+        if body.len() > Self::QUESTION_BYTES_MAX {
+            return Err(NotShown::TooLong(Self::QUESTION_BYTES_MAX));
+        }
         let mut last = NotShown::Nobody;
-        if let Some(shown) = self.here.show(model, body.clone()).await {
-            match shown {
-                Ok(shown) => return Ok(shown),
-                Err(error) => last = NotShown::Failed(error.to_string()),
-            }
+        match tokio::time::timeout(SHOW_MAX, self.here.show(model, body.clone())).await {
+            Ok(Some(Ok((status, body)))) if status < 500 => return Ok((status, body)),
+            Ok(Some(Ok((status, _)))) => last = NotShown::Failed(format!("status {status}")),
+            Ok(Some(Err(error))) => last = NotShown::Failed(error.to_string()),
+            Err(_) => last = NotShown::Failed(format!("no answer within {SHOW_MAX:?}")),
+            Ok(None) => {}
         }
         let me = self.net.local();
         for node in self.hosts.holders(model).into_iter().filter(|node| *node != me) {
-            match self.ask(node, &Asked::Show { model, body: body.clone().into() }, SPEC.deadline).await {
-                Ok(Told::Shown { status, body }) => return Ok((status, body.into())),
-                Ok(Told::Nobody(why)) | Err(why) => last = NotShown::Failed(why),
+            match self.ask(node, &Asked::Show { model, body: body.clone().into() }, SHOW_MAX).await {
+                Ok(Told::Shown { status, body }) if status < 500 => return Ok((status, body.into())),
+                Ok(Told::Shown { status, .. }) => last = NotShown::Failed(format!("status {status}")),
+                Ok(Told::Nobody(why)) | Err(why) => {
+                    last = NotShown::Failed(why.chars().take(WHY_CHARS_MAX).collect());
+                }
                 Ok(Told::Lists(_)) => last = NotShown::Failed("it answered something else".to_owned()),
             }
         }

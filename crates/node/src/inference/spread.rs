@@ -15,6 +15,7 @@ use types::NodeId;
 use vitals::{BEAT, Effect, Event, Facts, Gossip, Keys, Message, Signature, Spread};
 
 use super::Dispatcher;
+use super::enrolled::Enrolled;
 use super::here::Here;
 use super::hosts::Hosts;
 
@@ -35,6 +36,8 @@ const DIAL_PAUSE_MIN: Duration = Duration::from_millis(250);
 const DIAL_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// A peer that takes no byte for so long is dialled anew.
 const WRITE_MAX: Duration = Duration::from_secs(3);
+/// Until it was measured.
+const DISTANCE_UNKNOWN: Duration = Duration::from_millis(50);
 /// Ticks between two looks at what does not change by the moment: members, connections, distances.
 const LOOK_EVERY: u64 = 2;
 
@@ -50,6 +53,7 @@ pub(crate) struct Task {
     net: Net,
     here: Here,
     hosts: Hosts,
+    enrolled: Enrolled,
     dispatcher: Dispatcher,
     gossip: Gossip,
     inbox: mpsc::Receiver<Received>,
@@ -94,6 +98,7 @@ pub(crate) fn new(parts: Parts) -> (Inbox, Task) {
     let keys = Keys { sign: Box::new(sign), verify: Box::new(verify) };
     let task = Task {
         gossip: Gossip::new(cluster.id(), cluster.mesh(), incarnation, keys),
+        enrolled: Enrolled::new(cluster.clone(), here.clone(), hosts.clone()),
         cluster,
         net,
         here,
@@ -197,12 +202,21 @@ impl Task {
             changed.into_iter().for_each(|node| self.hear(node));
         }
         let peers = self.net.peers();
-        self.distances = peers.iter().filter_map(|peer| Some((peer.id, peer.round_trip?))).collect();
+        let distances: BTreeMap<NodeId, Duration> =
+            peers.iter().filter_map(|peer| Some((peer.id, peer.round_trip?))).collect();
+        let before = std::mem::replace(&mut self.distances, distances);
+        let changed = |(node, now): (&NodeId, &Duration)| {
+            let moved = |before: &Duration| *now > *before * 2 || *now < *before / 2;
+            before.get(node).is_none_or(moved).then_some(*node)
+        };
+        let changed: Vec<NodeId> = self.distances.iter().filter_map(changed).collect();
+        changed.into_iter().for_each(|node| self.hear(node));
         let connected: BTreeSet<NodeId> = peers.iter().filter(|peer| peer.connected).map(|peer| peer.id).collect();
         let before = std::mem::replace(&mut self.connected, connected.clone());
         before.difference(&connected).for_each(|node| self.feed(Event::Lost(*node)));
         connected.difference(&before).for_each(|node| self.feed(Event::Connected(*node)));
         while self.links_running.try_join_next().is_some() {}
+        self.enrolled.reconcile();
     }
 
     fn facts(&self) -> Facts {
@@ -238,7 +252,7 @@ impl Task {
     /// Takes up what is known of a node.
     fn hear(&self, node: NodeId) {
         if let Some(known) = self.gossip.table().get(node) {
-            let distance = self.distances.get(&node).copied().unwrap_or_default();
+            let distance = self.distances.get(&node).copied().unwrap_or(DISTANCE_UNKNOWN);
             self.hosts.hear(node, &known.record.facts, distance, !self.drained.contains(&node));
         }
     }
