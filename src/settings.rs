@@ -23,6 +23,7 @@ const LOG_DEFAULT: &str = "info,openraft=error,libp2p=warn,sled=warn";
 
 /// Every setting: a key of `omx.toml`, a variable and a flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::enum_variant_names, reason = "one of the settings is a key")]
 pub(crate) enum Key {
     Name,
     Api,
@@ -31,13 +32,15 @@ pub(crate) enum Key {
     Mdns,
     AllowHost,
     InsecureNoAuth,
+    TlsCert,
+    TlsKey,
     Ollama,
     Engine,
     Log,
 }
 
 impl Key {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Name,
         Self::Api,
         Self::Mesh,
@@ -45,6 +48,8 @@ impl Key {
         Self::Mdns,
         Self::AllowHost,
         Self::InsecureNoAuth,
+        Self::TlsCert,
+        Self::TlsKey,
         Self::Ollama,
         Self::Engine,
         Self::Log,
@@ -59,6 +64,8 @@ impl Key {
             Self::Mdns => "mdns",
             Self::AllowHost => "allow_host",
             Self::InsecureNoAuth => "insecure_no_auth",
+            Self::TlsCert => "tls_cert",
+            Self::TlsKey => "tls_key",
             Self::Ollama => "ollama",
             Self::Engine => "engine",
             Self::Log => "log",
@@ -109,6 +116,9 @@ pub(crate) struct Settings {
     pub(crate) allow_host: Setting<Vec<String>>,
     /// Default: false.
     pub(crate) insecure_no_auth: Setting<bool>,
+    /// Files in PEM. Default: none, the API is not encrypted.
+    pub(crate) tls_cert: Setting<Option<PathBuf>>,
+    pub(crate) tls_key: Setting<Option<PathBuf>>,
     /// Ollamas by their addresses, `none`, or nothing: whichever answers at `OLLAMA_HOST` or its usual port.
     pub(crate) ollama: Setting<OllamaWanted>,
     /// Default: `auto`, which is where there is no Ollama.
@@ -127,6 +137,8 @@ pub(crate) enum Error {
     Syntax { path: PathBuf, line: usize, source: Reason },
     #[error("failed to read `{}`", .path.display())]
     Unreadable { path: PathBuf, source: std::io::Error },
+    #[error("{place} means nothing without `{}`", .missing.flag())]
+    Alone { place: String, missing: Key },
 }
 
 /// What is wrong with a value, in words.
@@ -141,11 +153,12 @@ impl From<Error> for Failure {
             Error::UnknownKey { near: None, .. } => {
                 Some(format!("the keys are {}", Key::ALL.map(|key| format!("`{}`", key.name())).join(", ")))
             }
+            Error::Alone { .. } => Some("TLS takes a certificate and its key, each in a file".to_owned()),
             Error::Bad { .. } | Error::Syntax { .. } | Error::Unreadable { .. } => None,
         };
         let exit = match &error {
             Error::Unreadable { .. } => Exit::General,
-            Error::Bad { .. } | Error::UnknownKey { .. } | Error::Syntax { .. } => Exit::Usage,
+            Error::Bad { .. } | Error::UnknownKey { .. } | Error::Syntax { .. } | Error::Alone { .. } => Exit::Usage,
         };
         Self::new(exit, error).hint(hint)
     }
@@ -220,15 +233,29 @@ impl Settings {
             mdns: layers.setting(Key::Mdns, switch, || true)?,
             allow_host: layers.setting(Key::AllowHost, |text| Ok(list(text)), Vec::new)?,
             insecure_no_auth: layers.setting(Key::InsecureNoAuth, switch, || false)?,
+            tls_cert: layers.path(Key::TlsCert)?,
+            tls_key: layers.path(Key::TlsKey)?,
             ollama: layers.setting(Key::Ollama, ollama, || OllamaWanted::Found(usual_ollama(&layers.environment)))?,
             engine: layers.setting(Key::Engine, engine, || EngineWanted::Auto)?,
             log: layers.setting(Key::Log, levels, || LOG_DEFAULT.to_owned())?,
         })
     }
 
+    /// Certificate and key, both or none. `file` is where `omx.toml` is.
+    pub(crate) fn tls(&self, file: &Path) -> Result<Option<(&Path, &Path)>, Error> {
+        let alone = |key, origin, missing| Err(Error::Alone { place: place(key, origin, file), missing });
+        match (&self.tls_cert, &self.tls_key) {
+            (Setting { value: Some(cert), .. }, Setting { value: Some(key), .. }) => Ok(Some((cert, key))),
+            (Setting { value: None, .. }, Setting { value: None, .. }) => Ok(None),
+            (Setting { origin, .. }, Setting { value: None, .. }) => alone(Key::TlsCert, *origin, Key::TlsKey),
+            (Setting { value: None, .. }, Setting { origin, .. }) => alone(Key::TlsKey, *origin, Key::TlsCert),
+        }
+    }
+
     /// Each key with its value as text and where that comes from.
-    pub(crate) fn rows(&self) -> [(Key, String, Origin); 10] {
+    pub(crate) fn rows(&self) -> [(Key, String, Origin); 12] {
         let name = self.name.value.as_ref().map_or_else(String::new, NodeName::to_string);
+        let path = |path: &Option<PathBuf>| path.as_ref().map_or_else(String::new, |path| path.display().to_string());
         [
             (Key::Name, name, self.name.origin),
             (Key::Api, self.api.value.to_string(), self.api.origin),
@@ -237,6 +264,8 @@ impl Settings {
             (Key::Mdns, self.mdns.value.to_string(), self.mdns.origin),
             (Key::AllowHost, self.allow_host.value.join(","), self.allow_host.origin),
             (Key::InsecureNoAuth, self.insecure_no_auth.value.to_string(), self.insecure_no_auth.origin),
+            (Key::TlsCert, path(&self.tls_cert.value), self.tls_cert.origin),
+            (Key::TlsKey, path(&self.tls_key.value), self.tls_key.origin),
             (Key::Ollama, ollama_text(&self.ollama.value), self.ollama.origin),
             (Key::Engine, engine_text(self.engine.value).to_owned(), self.engine.origin),
             (Key::Log, self.log.value.clone(), self.log.origin),
@@ -268,6 +297,15 @@ impl<E: Fn(&str) -> Option<String>> Layers<'_, E> {
                 Err(Error::Bad { place: place(key, origin, &self.file.path), value, source })
             }
         }
+    }
+
+    /// What the file names is looked for from where the file is: a node may be started from anywhere.
+    fn path(&self, key: Key) -> Result<Setting<Option<PathBuf>>, Error> {
+        let mut path = self.setting(key, |text| Ok(Some(PathBuf::from(text))), || None)?;
+        if let (Origin::File { .. }, Some(folder)) = (path.origin, self.file.path.parent()) {
+            path.value = path.value.map(|path| folder.join(path));
+        }
+        Ok(path)
     }
 
     fn look_up(&self, key: Key) -> Option<(String, Origin)> {

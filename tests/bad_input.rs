@@ -80,6 +80,22 @@ fn two_nodes_on_one_data_folder() -> Result<()> {
 }
 
 #[test]
+fn a_certificate_that_does_not_serve() -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let dir = scratch.path().join("d");
+    let empty = scratch.path().join("empty.pem");
+    fs::write(&empty, "")?;
+    let empty = empty.to_str().context("a path in UTF-8")?;
+    expect(fails(up(&dir, &["--tls-cert", empty]))?, 2, &["`--tls-cert` means nothing without `--tls-key`", "hint: "])?;
+    let pair = ["--tls-cert", empty, "--tls-key", empty];
+    expect(fails(up(&dir, &pair))?, 2, &["empty.pem` holds no certificate in PEM", "hint: "])?;
+    let pair = ["--tls-cert", "no/such/file", "--tls-key", empty];
+    expect(fails(up(&dir, &pair))?, 1, &["failed to read the TLS certificate `no/such/file`", "cause: "])?;
+    ensure!(!dir.exists(), "a node that cannot serve leaves nothing behind");
+    Ok(())
+}
+
+#[test]
 fn a_port_that_is_taken() -> Result<()> {
     let scratch = tempfile::tempdir()?;
     let taken = TcpListener::bind("127.0.0.1:0")?;

@@ -6,9 +6,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use gateway::Tls;
 use node::{FIRST_MODEL, NewKey, ParseTokenError, Token};
 use types::Secret;
 
+use self::life::Brought;
 use super::Session;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -38,6 +40,7 @@ pub(super) const TOKEN_HINT: &str = "copy the whole of what `omx token create` p
 #[command(after_help = "Examples:\n  omx up                        a mesh of one, or this node as it was\n  \
     omx up --join TOKEN           join a mesh; `omx token create` prints the token there\n  \
     omx up --api 0.0.0.0:11435    serve other machines; needs an API key first\n  \
+    omx up --api 0.0.0.0:11435 --tls-cert cert.pem --tls-key key.pem    the same, encrypted\n  \
     omx up --data-dir d2 --api 127.0.0.1:0 --mesh 127.0.0.1:0")]
 pub(super) struct Up {
     /// What people call this node: 1 to 63 of `a-z 0-9 - .` [env: OMX_NAME] [default: the machine's name]
@@ -67,6 +70,12 @@ pub(super) struct Up {
     /// Let callers from anywhere do what callers on this machine may [env: OMX_INSECURE_NO_AUTH]
     #[arg(long)]
     insecure_no_auth: bool,
+    /// Encrypt the API with the certificate in this file, PEM, its chain after it [env: OMX_TLS_CERT]
+    #[arg(long, value_name = "FILE")]
+    tls_cert: Option<String>,
+    /// The certificate's key, PEM; both files are read at each start [env: OMX_TLS_KEY]
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<String>,
     /// Where the mesh has no API key yet, make the one in this file the first; it opens everything
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
@@ -93,15 +102,19 @@ pub(super) fn secret(text: &str) -> Result<Secret<String>, Infallible> {
 
 impl Up {
     pub(super) fn run(self, session: &Session) -> Result<Exit, Failure> {
-        let file = File::read(&session.folder.join("omx.toml"))?;
+        let path = session.folder.join("omx.toml");
+        let file = File::read(&path)?;
         let variable = |name: &str| std::env::var(name).ok();
         let settings = Settings::resolve(&self.flags(session.verbose), variable, &file)?;
+        let tls =
+            settings.tls(&path)?.map(|(cert, key)| Tls::read(cert, key)).transpose().map_err(failed::to_encrypt)?;
         let join = self.token(variable("OMX_JOIN"))?.map(|token| parsed(&token)).transpose()?;
         let first_key = self.api_key_file.as_deref().map(key_in).transpose()?;
+        let brought = Brought { tls, first_key };
         let logging = Logging::start(&settings.log.value)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
         let runtime = runtime.map_err(|error| Failure::new(Exit::General, error))?;
-        let ended = runtime.block_on(life::live(session, &settings, join, first_key, &logging));
+        let ended = runtime.block_on(life::live(session, &settings, join, &brought, &logging));
         // What still runs has had its time, or a second signal says that there is none.
         runtime.shutdown_background();
         ended
@@ -123,6 +136,8 @@ impl Up {
             (Key::Mdns, on(self.no_mdns, "false")),
             (Key::AllowHost, on(!self.allow_host.is_empty(), &self.allow_host.join(","))),
             (Key::InsecureNoAuth, on(self.insecure_no_auth, "true")),
+            (Key::TlsCert, self.tls_cert.clone()),
+            (Key::TlsKey, self.tls_key.clone()),
             (Key::Ollama, on(!self.ollama.is_empty(), &self.ollama.join(","))),
             (Key::Engine, self.engine.clone()),
             (Key::Log, self.log.clone().or(by_verbosity)),
@@ -168,13 +183,25 @@ enum Models {
     None(String),
 }
 
-/// Where the node is and what to type next, in this order. `anonymous` is whether callers on this machine may look at
-/// the mesh without a key: a line that does not work is worse than a longer one.
-fn greeting(api: SocketAddr, anonymous: bool, socket: &Path, data_folder: &Path, models: &Models) -> String {
-    let url = format!("http://{}", from_here(api));
-    let curl = |path: &str| match anonymous {
-        true => format!("curl {url}{path}"),
-        false => {
+/// Whom the API answers on this machine, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Open {
+    /// Whoever asks, without a key.
+    Anyone,
+    /// Whoever has a key.
+    WithKey,
+    /// Over TLS, whose certificate names whatever it names: hardly the address of loopback.
+    Encrypted,
+}
+
+/// Where the node is and what to type next, in this order. A line that does not work is worse than a longer one: where
+/// curl would need a key, or could not trust whom it reaches, it is shown the local socket.
+fn greeting(api: SocketAddr, open: Open, socket: &Path, data_folder: &Path, models: &Models) -> String {
+    let scheme = if open == Open::Encrypted { "https" } else { "http" };
+    let url = format!("{scheme}://{}", from_here(api));
+    let curl = |path: &str| match open {
+        Open::Anyone => format!("curl {url}{path}"),
+        Open::WithKey | Open::Encrypted => {
             let socket = folder::quoted(&socket.display().to_string());
             format!("curl --unix-socket {socket} http://localhost{path}")
         }

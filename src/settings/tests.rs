@@ -81,6 +81,7 @@ fn every_key_can_be_set_at_every_place() {
             Key::Mdns => ("false", "false"),
             Key::AllowHost => ("a,b.lan", "'a, b.lan'"),
             Key::InsecureNoAuth => ("true", "true"),
+            Key::TlsCert | Key::TlsKey => ("/tls/a.pem", "'/tls/a.pem'"),
             Key::Ollama => ("http://attic:1", "'http://attic:1'"),
             Key::Engine => ("off", "'off'"),
             Key::Log => ("debug", "'debug'"),
@@ -97,6 +98,25 @@ fn every_key_can_be_set_at_every_place() {
         let file = file(&format!("\n{} = {toml}\n", key.name()));
         assert_eq!(origin(Settings::resolve(&[], nothing, &file).unwrap()), Origin::File { line: 2 });
     }
+}
+
+#[test]
+fn a_certificate_comes_with_its_key_or_not_at_all() {
+    let resolved = |flags: &[(Key, &str)], toml: &str| {
+        let flags: Vec<_> = flags.iter().map(|(key, text)| (*key, (*text).to_owned())).collect();
+        Settings::resolve(&flags, nothing, &file(toml)).unwrap()
+    };
+    let toml = Path::new("d/omx.toml");
+    assert_eq!(resolved(&[], "").tls(toml).unwrap(), None);
+    let both = resolved(&[(Key::TlsCert, "here.pem")], "tls_cert = 'other.pem'\ntls_key = 'key.pem'");
+    assert_eq!(both.tls(toml).unwrap(), Some((Path::new("here.pem"), Path::new("d/key.pem"))));
+    let alone = |flags: &[(Key, &str)], toml_text: &str| shown(resolved(flags, toml_text).tls(toml).unwrap_err());
+    assert_eq!(
+        alone(&[(Key::TlsCert, "a.pem")], ""),
+        "error: `--tls-cert` means nothing without `--tls-key`\n\
+         hint: TLS takes a certificate and its key, each in a file\n"
+    );
+    assert!(alone(&[], "tls_key = 'key.pem'").contains("line 1 of `d/omx.toml` means nothing without `--tls-cert`"));
 }
 
 #[test]
@@ -125,7 +145,10 @@ fn an_unknown_key_is_an_error_with_a_line_and_a_suggestion() {
         "error: unknown key `mehs` in line 3 of `d/omx.toml`\nhint: did you mean `mesh`?\n"
     );
     assert!(unknown("insecure-no-auth = true").contains("did you mean `insecure_no_auth`?"));
-    assert!(unknown("[gateway]\nthreads = 4").ends_with("`insecure_no_auth`, `ollama`, `engine`, `log`\n"));
+    assert!(
+        unknown("[gateway]\nthreads = 4")
+            .ends_with("`insecure_no_auth`, `tls_cert`, `tls_key`, `ollama`, `engine`, `log`\n")
+    );
 }
 
 #[test]

@@ -4,11 +4,15 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::tls::Tls;
+
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Default: `127.0.0.1:11435`, beside Ollama's own port.
     pub api: SocketAddr,
     pub local: Local,
+    /// Default: none, the API is not encrypted. The local socket never is: it does not leave the machine.
+    pub tls: Option<Tls>,
     /// Gives callers from anywhere what callers on loopback may do without a key. Default: no.
     pub insecure_no_auth: bool,
     /// Names, beside its own, by which browsers and proxies may ask for this node.
@@ -32,7 +36,8 @@ pub struct Limits {
     pub connections: usize,
     /// The same, of one source address. Default: 64.
     pub connections_per_ip: usize,
-    /// From a connection's start, or the first byte of a later request, to the end of the headers. Default: 10 s.
+    /// From a connection's start, or the first byte of a later request, to the end of the headers; a handshake counts
+    /// in. Default: 10 s.
     pub head: Duration,
     /// Between two requests of one connection. Default: 60 s.
     pub idle: Duration,
@@ -47,6 +52,7 @@ impl Config {
         Self {
             api: (Ipv4Addr::LOCALHOST, 11_435).into(),
             local,
+            tls: None,
             insecure_no_auth: false,
             allowed_hosts: Vec::new(),
             limits: Limits::default(),

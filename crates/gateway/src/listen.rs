@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use node::Api;
 use tokio::net::TcpListener;
@@ -63,8 +64,18 @@ impl Bound {
         if beyond_loopback && !self.config.insecure_no_auth && !api.has_keys() {
             return Err(Error::NoKey { address: self.address });
         }
-        if beyond_loopback {
-            tracing::warn!(address = %self.address, "the API is open beyond loopback, and not encrypted");
+        match &self.config.tls {
+            None if beyond_loopback => tracing::warn!(
+                address = %self.address,
+                "the API is open beyond loopback, and not encrypted: keys and conversations can be read on the way; \
+                 `--tls-cert` and `--tls-key` encrypt it"
+            ),
+            None => {}
+            Some(tls) => {
+                if let Some(doubt) = tls.doubt(SystemTime::now()) {
+                    tracing::warn!("{doubt}");
+                }
+            }
         }
         if self.config.insecure_no_auth {
             tracing::warn!("whoever reaches the API may use it: it was started with `--insecure-no-auth`");
@@ -73,6 +84,6 @@ impl Bound {
             self.hosts.allow(me.name.as_str());
         }
         let face = Face::new(api, self.hosts, self.cookie, &self.config, shutdown);
-        Ok(Task::new(Arc::new(face), self.tcp, self.socket))
+        Ok(Task::new(Arc::new(face), self.tcp, self.config.tls, self.socket))
     }
 }

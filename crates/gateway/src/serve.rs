@@ -1,7 +1,7 @@
 //! Taking connections in and seeing them out.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{self, Future, Ready};
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
@@ -14,12 +14,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{self, AbortHandle, JoinSet};
 use tokio::time::Instant;
+use tokio_rustls::server::TlsStream;
+use tokio_rustls::{Accept, TlsAcceptor};
 use tokio_util::sync::CancellationToken;
 
 use crate::access::Peer;
 use crate::crowd::{Crowd, Room};
 use crate::face::{Face, Service};
 use crate::pace::{Answer, Pace, Paced};
+use crate::tls::Tls;
 use crate::{socket, table};
 
 const HEADERS_MAX: usize = 100;
@@ -36,41 +39,58 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Task {
     face: Arc<Face>,
     tcp: TcpListener,
+    tls: Option<Tls>,
     socket: Option<socket::Door>,
 }
 
 impl Task {
-    pub(crate) fn new(face: Arc<Face>, tcp: TcpListener, socket: Option<socket::Door>) -> Self {
-        Self { face, tcp, socket }
+    pub(crate) fn new(face: Arc<Face>, tcp: TcpListener, tls: Option<Tls>, socket: Option<socket::Door>) -> Self {
+        Self { face, tcp, tls, socket }
     }
 
     /// Runs until the shutdown; then takes nothing new, lets running requests finish and ends streams of events.
     /// Dropping the future ends everything at once: whoever runs it sets the last deadline.
     pub async fn run(self) {
-        let Self { face, tcp, socket } = self;
+        let Self { face, tcp, tls, socket } = self;
         let service = table::service(face.clone());
         let (limits, shutdown) = (face.limits(), face.shutdown());
-        let open = Crowd::new(limits.connections, limits.connections_per_ip);
+        let open = async {
+            let crowd = Crowd::new(limits.connections, limits.connections_per_ip);
+            match tls {
+                Some(tls) => receive(Encrypted { tcp, acceptor: tls.acceptor() }, crowd, &service, shutdown).await,
+                None => receive(tcp, crowd, &service, shutdown).await,
+            }
+        };
         let local = async {
             if let Some(socket) = socket {
                 let crowd = Crowd::new(LOCAL_CONNECTIONS_MAX, LOCAL_CONNECTIONS_MAX);
                 receive(socket, crowd, &service, shutdown).await;
             }
         };
-        futures::join!(receive(tcp, open, &service, shutdown), local);
+        futures::join!(open, local);
     }
 }
 
 /// Where connections come in.
 trait Entrance {
+    /// What a connection is at first.
+    type Raw: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    /// What requests come over.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    /// What lies between.
+    type Greeting: Future<Output = io::Result<Self::Stream>> + Unpin + Send + 'static;
 
     /// May be dropped at any time.
-    fn next(&self) -> impl Future<Output = io::Result<(Self::Stream, Peer)>> + Send;
+    fn next(&self) -> impl Future<Output = io::Result<(Self::Raw, Peer)>> + Send;
+
+    /// Takes as long as the client likes: it belongs to the connection's own task, below its deadlines.
+    fn greet(&self, raw: Paced<Self::Raw>) -> Self::Greeting;
 }
 
 impl Entrance for TcpListener {
-    type Stream = TcpStream;
+    type Raw = TcpStream;
+    type Stream = Paced<TcpStream>;
+    type Greeting = Ready<io::Result<Paced<TcpStream>>>;
 
     async fn next(&self) -> io::Result<(TcpStream, Peer)> {
         loop {
@@ -81,14 +101,45 @@ impl Entrance for TcpListener {
             }
         }
     }
+
+    fn greet(&self, raw: Paced<TcpStream>) -> Self::Greeting {
+        future::ready(Ok(raw))
+    }
+}
+
+/// The same with TLS.
+struct Encrypted {
+    tcp: TcpListener,
+    acceptor: TlsAcceptor,
+}
+
+impl Entrance for Encrypted {
+    type Raw = TcpStream;
+    /// The pace is taken below TLS, where a client that reads nothing shows: what lies above has a buffer between.
+    type Stream = TlsStream<Paced<TcpStream>>;
+    type Greeting = Accept<Paced<TcpStream>>;
+
+    async fn next(&self) -> io::Result<(TcpStream, Peer)> {
+        self.tcp.next().await
+    }
+
+    fn greet(&self, raw: Paced<TcpStream>) -> Self::Greeting {
+        self.acceptor.accept(raw)
+    }
 }
 
 impl Entrance for socket::Door {
-    type Stream = socket::Stream;
+    type Raw = socket::Stream;
+    type Stream = Paced<socket::Stream>;
+    type Greeting = Ready<io::Result<Paced<socket::Stream>>>;
 
     async fn next(&self) -> io::Result<(socket::Stream, Peer)> {
         let (stream, uid) = self.accept().await?;
         Ok((stream, Peer::Socket { uid }))
+    }
+
+    fn greet(&self, raw: Paced<socket::Stream>) -> Self::Greeting {
+        future::ready(Ok(raw))
     }
 }
 
@@ -136,7 +187,8 @@ async fn receive<E: Entrance>(
             }
         }
         let pace = Arc::new(Pace::new(Instant::now()));
-        let handle = connections.spawn(converse(stream, peer, pace.clone(), service.clone(), shutdown.clone()));
+        let greeting = entrance.greet(Paced { stream, pace: pace.clone() });
+        let handle = connections.spawn(converse(greeting, peer, pace.clone(), service.clone(), shutdown.clone()));
         crowd.enter(handle.id(), source, pace, handle);
     }
     // No more are taken from here on; those that run have their own ends.
@@ -146,7 +198,7 @@ async fn receive<E: Entrance>(
 
 /// One connection, to its end.
 async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
-    stream: S,
+    mut greeting: impl Future<Output = io::Result<S>> + Unpin,
     peer: Peer,
     pace: Arc<Pace>,
     service: Service,
@@ -154,6 +206,24 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 ) {
     let _counted = service.face().metrics().connection();
     let limits = service.face().limits();
+    let mut exceeded = pin!(pace.exceeded(limits));
+    let stream = tokio::select! {
+        // The greeting first, for the same reason as below.
+        biased;
+        greeted = &mut greeting => match greeted {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::debug!(?peer, %error, "a handshake failed");
+                return;
+            }
+        },
+        () = &mut exceeded => {
+            tracing::debug!(?peer, "a handshake took too long and was cut off");
+            return;
+        }
+        // Nothing has been asked yet.
+        () = shutdown.cancelled() => return,
+    };
     let answer = service_fn(|request| {
         pace.asked();
         let (service, pace) = (service.clone(), pace.clone());
@@ -166,9 +236,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     builder.max_headers(HEADERS_MAX).max_header_size(HEAD_BYTES_MAX).max_buf_size(BUFFER_BYTES_MAX);
     // Ours tells silence before the headers from silence between requests.
     builder.header_read_timeout(None);
-    let stream = TokioIo::new(Paced { stream, pace: pace.clone() });
-    let mut connection = pin!(builder.serve_connection(stream, answer));
-    let mut exceeded = pin!(pace.exceeded(limits));
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), answer));
     let mut leaving = false;
     loop {
         tokio::select! {

@@ -40,6 +40,17 @@ pub(super) fn to_open(error: gateway::Error) -> Failure {
     Failure::new(exit, error).hint(hint)
 }
 
+pub(super) fn to_encrypt(error: gateway::TlsError) -> Failure {
+    let exit = match &error {
+        gateway::TlsError::Unreadable { source, .. } => io(source),
+        gateway::TlsError::Missing { .. } | gateway::TlsError::Unusable { .. } | gateway::TlsError::Misfit { .. } => {
+            Exit::Usage
+        }
+    };
+    let hint = error.hint();
+    Failure::new(exit, error).hint(hint)
+}
+
 pub(super) fn to_adopt(error: node::Error) -> Failure {
     let (exit, hint) = match &error {
         node::Error::Registry(error) => (registry(error), error.hint()),

@@ -4,14 +4,14 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use gateway::Local;
+use gateway::{Local, Tls};
 use node::{Api, NewKey, Node, Progress, RunInfo, Token};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use types::{NodeName, Scope};
 
 use super::signals::Signals;
-use super::{Models, failed};
+use super::{Models, Open, failed};
 use crate::cli::{Session, engine};
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -31,12 +31,18 @@ const ENGINE_MAX: Duration = Duration::from_secs(20);
 /// For others to take over what this node leads and votes for.
 const HAND_OVER_MAX: Duration = Duration::from_secs(10);
 
+/// What was read for the API before anything was started.
+pub(super) struct Brought {
+    pub(super) tls: Option<Tls>,
+    pub(super) first_key: Option<NewKey>,
+}
+
 /// Starts a node, and stops it when it is told to or cannot go on.
 pub(super) async fn live(
     session: &Session,
     settings: &Settings,
     join: Option<Token>,
-    first_key: Option<NewKey>,
+    brought: &Brought,
     logging: &Logging,
 ) -> Result<Exit, Failure> {
     let mut signals = Signals::take().map_err(|error| Failure::new(Exit::General, error))?;
@@ -45,7 +51,7 @@ pub(super) async fn live(
     TcpListener::bind(api).map(drop).map_err(|error| failed::taken(api, error))?;
     // A mesh that is made here has no key but that of the file; one that is joined may have some.
     let makes_a_mesh = join.is_none() && !session.folder.join("registry").exists();
-    let opens = settings.insecure_no_auth.value || first_key.is_some() || api.ip().to_canonical().is_loopback();
+    let opens = settings.insecure_no_auth.value || brought.first_key.is_some() || api.ip().to_canonical().is_loopback();
     if makes_a_mesh && !opens {
         return Err(failed::to_open(gateway::Error::NoKey { address: api }));
     }
@@ -65,7 +71,7 @@ pub(super) async fn live(
 
     let stop_serving = CancellationToken::new();
     let mut server = JoinSet::new();
-    let ended = match serve(&node, session, settings, first_key.as_ref(), logging, &stop_serving, &mut server).await {
+    let ended = match serve(&node, session, settings, brought, logging, &stop_serving, &mut server).await {
         Ok(greeting) => tokio::select! {
             () = signals.next() => None,
             failure = greet(node.api().clone(), greeting) => Some(failure),
@@ -117,7 +123,7 @@ async fn serve(
     node: &Node,
     session: &Session,
     settings: &Settings,
-    first_key: Option<&NewKey>,
+    brought: &Brought,
     logging: &Logging,
     stop: &CancellationToken,
     server: &mut JoinSet<()>,
@@ -128,10 +134,11 @@ async fn serve(
         api: settings.api.value,
         insecure_no_auth: settings.insecure_no_auth.value,
         allowed_hosts: settings.allow_host.value.clone(),
+        tls: brought.tls.clone(),
         ..gateway::Config::new(Local::Socket(socket.clone()))
     });
     let bound = bound.await.map_err(failed::to_open)?;
-    if let Some(key) = first_key {
+    if let Some(key) = &brought.first_key {
         let by = node.api().user(owner(node.folder().path()));
         node.api().adopt_first_key(by, key).await.map_err(failed::to_adopt)?;
     }
@@ -144,21 +151,25 @@ async fn serve(
         out::print(&(serde_json::to_string(&info).expect("addresses are texts") + "\n"))?;
         return Ok(Greeting::Said);
     }
-    Ok(Greeting::ToSay { api, socket, data_folder: session.folder.clone() })
+    Ok(Greeting::ToSay { api, encrypted: brought.tls.is_some(), socket, data_folder: session.folder.clone() })
 }
 
 /// What is left to be told once models run.
 enum Greeting {
     Said,
-    ToSay { api: SocketAddr, socket: PathBuf, data_folder: PathBuf },
+    ToSay { api: SocketAddr, encrypted: bool, socket: PathBuf, data_folder: PathBuf },
 }
 
 /// Says where the node is, and then nothing more: returns only what went wrong.
 async fn greet(node: Api, greeting: Greeting) -> Failure {
-    if let Greeting::ToSay { api, socket, data_folder } = greeting {
+    if let Greeting::ToSay { api, encrypted, socket, data_folder } = greeting {
         let models = models(&node).await;
         let may = |scope| node.anonymous().allows(scope);
-        let open = may(Scope::Read) && may(Scope::Infer);
+        let open = match may(Scope::Read) && may(Scope::Infer) {
+            _ if encrypted => Open::Encrypted,
+            true => Open::Anyone,
+            false => Open::WithKey,
+        };
         if let Err(failure) = out::print(&super::greeting(api, open, &socket, &data_folder, &models)) {
             return failure;
         }

@@ -29,6 +29,8 @@ fn every_flag_sets_its_setting_and_no_other() {
         ("--no-mdns", Key::Mdns),
         ("--allow-host a.lan --allow-host b.lan", Key::AllowHost),
         ("--insecure-no-auth", Key::InsecureNoAuth),
+        ("--tls-cert cert.pem", Key::TlsCert),
+        ("--tls-key key.pem", Key::TlsKey),
         ("--ollama http://attic:1", Key::Ollama),
         ("--engine off", Key::Engine),
         ("--log warn", Key::Log),
@@ -74,21 +76,22 @@ fn a_token_does_not_print_itself() {
 
 #[test]
 fn what_to_type_next_works_as_it_stands() {
-    let greet = |api: &str, anonymous| {
+    let greet = |api: &str, open| {
         let none = Models::None("nothing runs models".to_owned());
         let (socket, folder) = (Path::new("/srv/my omx/run/omx.sock"), Path::new("/srv/my omx"));
-        greeting(api.parse().unwrap(), anonymous, socket, folder, &none)
+        greeting(api.parse().unwrap(), open, socket, folder, &none)
     };
     let expected = "API           http://127.0.0.1:11435\n\
                     models        nothing runs models\n\
                     try it        curl http://127.0.0.1:11435/omx/v1/status\n\
                     or            omx --data-dir '/srv/my omx' doctor\n\
                     next machine  omx up --join TOKEN    (TOKEN: what `omx --data-dir '/srv/my omx' token create` prints here)\n";
-    assert_eq!(greet("127.0.0.1:11435", true), expected);
-    assert_eq!(greet("0.0.0.0:11435", true), expected);
-    let closed = greet("127.0.0.1:7", false);
-    assert!(
-        closed.contains("curl --unix-socket '/srv/my omx/run/omx.sock' http://localhost/omx/v1/status\n"),
-        "{closed}"
-    );
+    assert_eq!(greet("127.0.0.1:11435", Open::Anyone), expected);
+    assert_eq!(greet("0.0.0.0:11435", Open::Anyone), expected);
+    let by_socket = "curl --unix-socket '/srv/my omx/run/omx.sock' http://localhost/omx/v1/status\n";
+    let closed = greet("127.0.0.1:7", Open::WithKey);
+    assert!(closed.contains(by_socket), "{closed}");
+    let encrypted = greet("127.0.0.1:7", Open::Encrypted);
+    assert!(encrypted.starts_with("API           https://127.0.0.1:7\n"), "{encrypted}");
+    assert!(encrypted.contains(by_socket), "{encrypted}");
 }
