@@ -7,7 +7,7 @@ use std::time::Instant;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use futures::FutureExt;
 use hyper::body::Incoming;
 use node::Api;
@@ -19,10 +19,11 @@ use types::{RequestId, Secret};
 use crate::access::{Caller, Denied, Gate, Peer};
 use crate::config::{Config, Limits};
 use crate::failure::Failure;
+use crate::framing;
 use crate::health::Probe;
 use crate::host::{Foreign, Hosts};
 use crate::metrics::Metrics;
-use crate::route::Matched;
+use crate::route::{Errors, Matched};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("omx-request-id");
 
@@ -118,13 +119,10 @@ impl Service {
         let span = tracing::debug_span!("request", %id, method = %request.method(), path = ?request.uri().path());
         request.extensions_mut().insert(peer);
         request.extensions_mut().insert(id);
+        let errors = Errors::at(request.uri().path());
         let answered = AssertUnwindSafe(self.admit(peer, request).instrument(span.clone())).catch_unwind().await;
         let _entered = span.enter();
-        let mut response = answered.unwrap_or_else(|_| {
-            let mut response = Failure::internal("a route panicked").into_response();
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            response
-        });
+        let mut response = answered.unwrap_or_else(|_| last(errors.tell(Failure::internal("a route panicked"))));
         let id = HeaderValue::try_from(id.to_string()).expect("an id is hexadecimal digits");
         response.headers_mut().insert(REQUEST_ID, id);
         response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -136,12 +134,23 @@ impl Service {
     }
 
     async fn admit(&self, peer: Peer, request: Request<Body>) -> Response {
+        let errors = Errors::at(request.uri().path());
+        if !framing::is_plain(request.headers()) {
+            return last(errors.tell(Failure::framing()));
+        }
+        // What comes after a request that was meant for somebody else is meant for them too.
         if let Err(foreign) = self.face.of_this_house(peer, &request) {
-            return Failure::from(foreign).into_response();
+            return last(errors.tell(foreign.into()));
         }
         match self.router.clone().oneshot(request).await {
             Ok(response) => response,
             Err(never) => match never {},
         }
     }
+}
+
+/// What else comes over the same connection is not read.
+fn last(mut response: Response) -> Response {
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
 }

@@ -55,6 +55,11 @@ impl Failure {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this route has no such method")
     }
 
+    /// Where the body ends is a matter of opinion.
+    pub(crate) fn framing() -> Self {
+        Self::bad_request("of the transfer codings this node reads `chunked` alone")
+    }
+
     pub(crate) fn too_large(limit: usize) -> Self {
         let message = format!("the body is larger than this route takes, {limit} bytes");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)

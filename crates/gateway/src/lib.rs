@@ -3,9 +3,9 @@
 //! HTTP only. What a node is and does is `node::Api`; this crate knows how callers are told apart, what they may ask,
 //! and how their questions and the answers look. It holds no state of the mesh.
 //!
-//! A request goes: connection limits and deadlines, and TLS (`serve`, `pace`, `crowd`, `tls`), host and origin (`host`),
-//! route (`table`), caller and scope (`access`), the limits of its key (`quota`), body limit and deadline (`route`), the
-//! route's function (`admin`, `health`, `ollama`, `openai`).
+//! A request goes: connection limits and deadlines, and TLS (`serve`, `pace`, `crowd`, `tls`), framing (`framing`), host
+//! and origin (`host`), route (`table`), caller and scope (`access`), the limits of its key (`quota`), body limit and
+//! deadline (`route`), the route's function (`admin`, `health`, `ollama`, `openai`).
 
 mod access;
 mod admin;
@@ -15,6 +15,7 @@ mod crowd;
 mod error;
 mod face;
 mod failure;
+mod framing;
 mod health;
 mod host;
 mod listen;

@@ -74,10 +74,30 @@ pub(crate) struct Matched(pub(crate) &'static str);
 
 /// How a route says no.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Errors {
+pub(crate) enum Errors {
     Ours,
     Ollamas,
     OpenAis,
+}
+
+impl Errors {
+    /// Of whoever asks for this path, whether there is a route or not.
+    pub(crate) fn at(path: &str) -> Self {
+        match path {
+            "/" => Self::Ollamas,
+            _ if path.starts_with("/api/") => Self::Ollamas,
+            _ if path.starts_with("/v1/") => Self::OpenAis,
+            _ => Self::Ours,
+        }
+    }
+
+    pub(crate) fn tell(self, failure: Failure) -> Response {
+        match self {
+            Self::Ours => failure.into_response(),
+            Self::Ollamas => failure.into_ollamas(),
+            Self::OpenAis => failure.into_openais(),
+        }
+    }
 }
 
 /// A request as it came, whole.
@@ -316,11 +336,7 @@ impl Route {
                 }
                 response
             }
-            Err(failure) => match self.errors {
-                Errors::Ours => failure.into_response(),
-                Errors::Ollamas => failure.into_ollamas(),
-                Errors::OpenAis => failure.into_openais(),
-            },
+            Err(failure) => self.errors.tell(failure),
         };
         response.extensions_mut().insert(Matched(self.path));
         response

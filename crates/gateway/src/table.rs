@@ -15,7 +15,7 @@ use crate::access::Need;
 use crate::face::{Face, Service};
 use crate::failure::Failure;
 use crate::quota::Quota;
-use crate::route::{Answers, Route};
+use crate::route::{Answers, Errors, Route};
 use crate::{admin, health, metrics, ollama, openai, openapi};
 
 const READ: Need = Need::Scope(Scope::Read);
@@ -182,7 +182,7 @@ const PLAIN: [(HeaderName, HeaderValue); 1] = [(header::CONTENT_TYPE, HeaderValu
 
 /// Whether its clients would look for it there; they are told as it tells them.
 fn is_ollamas(uri: &Uri) -> bool {
-    ["/api/", "/v1/"].iter().any(|prefix| uri.path().starts_with(prefix))
+    Errors::at(uri.path()) != Errors::Ours
 }
 
 #[cfg(test)]
