@@ -1,7 +1,9 @@
 //! Running models over a mesh of real processes, each before something that answers as Ollama does.
 #![cfg(unix)]
 
+mod cancels;
 mod client;
+mod enrolled;
 mod routing;
 mod survival;
 

@@ -178,23 +178,29 @@ impl HttpBody for Whole {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
-    use tokio::time::sleep;
 
     use super::*;
 
     const MAX: Duration = Duration::from_secs(30);
 
-    /// Answers one request, and breaks over the next after so long.
-    async fn breaks(mut stream: DuplexStream, after: Duration) {
+    /// When a peer that has answered one request closes its connection.
+    #[derive(Clone, Copy)]
+    enum Closes {
+        WhileItIdles,
+        OverTheNext,
+    }
+
+    async fn peer(mut stream: DuplexStream, closes: Closes) {
         let mut request = [0; 4096];
         assert!(stream.read(&mut request).await.unwrap() > 0);
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
-        assert!(stream.read(&mut request).await.unwrap() > 0);
-        sleep(after).await;
+        if let Closes::OverTheNext = closes {
+            assert!(stream.read(&mut request).await.unwrap() > 0);
+        }
     }
 
     /// How often a connection was made for two requests one after the other, and what became of the second.
-    async fn second(after: Duration) -> (u32, Result<(), Error>) {
+    async fn second(closes: Closes) -> (u32, Result<(), Error>) {
         let (pool, mut peers) = (Pool::new(), JoinSet::new());
         let mut dialled = 0;
         let mut last = Ok(());
@@ -202,12 +208,15 @@ mod tests {
             let dial = async {
                 dialled += 1;
                 let (near, far) = duplex(4096);
-                peers.spawn(breaks(far, after));
+                peers.spawn(peer(far, closes));
                 Ok(near)
             };
             last = match timeout(MAX, pool.send((), Request::new(Whole::default()), MAX, dial)).await.unwrap() {
                 Ok(response) => {
                     assert!(response.into_body().bytes().await.is_none());
+                    if let Closes::WhileItIdles = closes {
+                        peers.join_next().await.unwrap().unwrap();
+                    }
                     Ok(())
                 }
                 Err(error) => Err(error),
@@ -218,14 +227,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_kept_connection_that_was_closed_meanwhile_is_replaced() {
-        let (dialled, last) = second(Duration::ZERO).await;
+        let (dialled, last) = second(Closes::WhileItIdles).await;
         last.unwrap();
         assert_eq!(dialled, 2);
     }
 
     #[tokio::test]
     async fn one_that_breaks_over_the_request_is_not_asked_again() {
-        let (dialled, last) = second(STALE_MAX).await;
+        let (dialled, last) = second(Closes::OverTheNext).await;
         assert!(matches!(last, Err(Error::Broken(_))), "{last:?}");
         assert_eq!(dialled, 1);
     }

@@ -18,6 +18,7 @@ use types::{RequestId, Secret};
 
 use crate::access::{Caller, Denied, Gate, Peer};
 use crate::config::{Config, Limits};
+use crate::cors::Friend;
 use crate::failure::Failure;
 use crate::framing;
 use crate::health::Probe;
@@ -139,12 +140,24 @@ impl Service {
             return last(errors.tell(Failure::framing()));
         }
         // What comes after a request that was meant for somebody else is meant for them too.
-        if let Err(foreign) = self.face.of_this_house(peer, &request) {
-            return last(errors.tell(foreign.into()));
+        let friend = match self.face.of_this_house(peer, &request) {
+            Ok(()) => None,
+            Err(Foreign::Origin) => match Friend::of(request.uri().path(), request.headers()) {
+                Some(friend) => Some(friend),
+                None => return last(errors.tell(Foreign::Origin.into())),
+            },
+            Err(Foreign::Host) => return last(errors.tell(Foreign::Host.into())),
+        };
+        if let Some(response) = friend.as_ref().and_then(|friend| friend.preflight(&request)) {
+            return response;
         }
-        match self.router.clone().oneshot(request).await {
+        let response = match self.router.clone().oneshot(request).await {
             Ok(response) => response,
             Err(never) => match never {},
+        };
+        match friend {
+            Some(friend) => friend.may_read(response),
+            None => response,
         }
     }
 }

@@ -4,13 +4,14 @@
 //! and how their questions and the answers look. It holds no state of the mesh.
 //!
 //! A request goes: connection limits and deadlines, and TLS (`serve`, `pace`, `crowd`, `tls`), framing (`framing`), host
-//! and origin (`host`), route (`table`), caller and scope (`access`), the limits of its key (`quota`), body limit and
+//! and origin (`host`, `cors`), route (`table`), caller and scope (`access`), the limits of its key (`quota`), body limit and
 //! deadline (`route`), the route's function (`admin`, `health`, `ollama`, `openai`).
 
 mod access;
 mod admin;
 mod config;
 mod cookie;
+mod cors;
 mod crowd;
 mod error;
 mod face;

@@ -65,7 +65,8 @@ async fn bad_requests_are_the_senders_fault_and_are_told_so() {
     let limits = Limits { body: Duration::from_millis(200), ..Limits::default() };
     let rig = Rig::new(limits).await;
     let api = &rig.solo.api;
-    let key = api.create_key(api.user(0), "test".to_owned(), Scopes::all(), None).await.unwrap();
+    let key =
+        api.create_key(api.user(0), "test".to_owned(), Scopes::all(), None, node::KeyLimits::default()).await.unwrap();
     let key = key.text.expose().clone();
     let document: Value = {
         let said =

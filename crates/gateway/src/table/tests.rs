@@ -220,9 +220,46 @@ async fn a_foreign_host_or_origin_is_refused_on_every_route_and_beside_them() {
         ] {
             let response = rig.ask(loopback(), method, path, &headers, "").await;
             assert_eq!(response.status(), StatusCode::FORBIDDEN, "{method} {path} {headers:?}");
-            assert_eq!(json(response).await["error"]["code"], code);
+            let told = json(response).await;
+            match crate::route::Errors::at(path) {
+                crate::route::Errors::Ours => assert_eq!(told["error"]["code"], code),
+                crate::route::Errors::Ollamas => assert!(told["error"].is_string(), "{method} {path}: {told}"),
+                crate::route::Errors::OpenAis => {
+                    assert!(told["error"]["message"].is_string(), "{method} {path}: {told}")
+                }
+            }
         }
     }
+}
+
+#[tokio::test]
+async fn pages_of_this_machine_may_ask_for_models_as_they_may_ask_an_ollama() {
+    let rig = Rig::new().await;
+    let page = [("host", "localhost"), ("origin", "http://localhost:3000"), ("sec-fetch-site", "same-site")];
+    let response = rig.ask(loopback(), "GET", "/v1/models", &page, "").await;
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(response.headers()["access-control-allow-origin"], "http://localhost:3000");
+    let asks = [page[0], page[1], ("access-control-request-method", "POST")];
+    let response = rig.ask(loopback(), "OPTIONS", "/api/chat", &asks, "").await;
+    assert_eq!(response.status(), StatusCode::NO_CONTENT);
+    assert!(response.headers()["access-control-allow-headers"].to_str().unwrap().contains("x-stainless-os"));
+    let response = rig.ask(loopback(), "OPTIONS", "/omx/v1/status", &asks, "").await;
+    assert_eq!(response.status(), StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn where_no_key_is_needed_somebody_else_s_opens_as_much_as_none() {
+    let rig = Rig::new().await;
+    let with = |key: &'static str| [("host", "localhost"), ("authorization", key)];
+    for key in ["Bearer ollama", "Bearer sk-123", "Basic b214", "Bearer"] {
+        assert_eq!(rig.ask(loopback(), "GET", "/v1/models", &with(key), "").await.status(), StatusCode::OK, "{key}");
+        let admin = rig.ask(loopback(), "GET", "/omx/v1/keys", &with(key), "").await;
+        assert_eq!(admin.status(), StatusCode::UNAUTHORIZED, "{key}");
+        let beyond = rig.ask(beyond(), "GET", "/v1/models", &[("authorization", key)], "").await;
+        assert_eq!(beyond.status(), StatusCode::UNAUTHORIZED, "{key}");
+    }
+    let ours = rig.ask(loopback(), "GET", "/v1/models", &with("Bearer omx_mistyped"), "").await;
+    assert_eq!(ours.status(), StatusCode::UNAUTHORIZED);
 }
 
 #[tokio::test]

@@ -38,7 +38,7 @@ const DIAL_PAUSE_MAX: Duration = Duration::from_secs(5);
 const WRITE_MAX: Duration = Duration::from_secs(3);
 /// Until it was measured.
 const DISTANCE_UNKNOWN: Duration = Duration::from_millis(50);
-/// Ticks between two looks at what does not change by the moment: members, connections, distances.
+/// Ticks between two looks at what does not change by the moment: members, connections, distances, what this node has.
 const LOOK_EVERY: u64 = 2;
 
 type Received = (NodeId, Message);
@@ -160,12 +160,12 @@ impl Task {
     fn tick(&mut self) {
         if self.ticks.is_multiple_of(LOOK_EVERY) {
             self.look();
+            let facts = self.facts();
+            // The own node is known best, and as it is now.
+            self.hosts.hear(self.cluster.id(), &facts, Duration::ZERO, true);
+            self.feed(Event::Facts(Box::new(facts)));
         }
         self.ticks += 1;
-        let facts = self.facts();
-        // The own node is known best, and as it is now.
-        self.hosts.hear(self.cluster.id(), &facts, Duration::ZERO, true);
-        self.feed(Event::Facts(Box::new(facts)));
         let mut random = [0; 8];
         getrandom::fill(&mut random).expect("the operating system has a random source");
         self.feed(Event::Tick { random: u64::from_ne_bytes(random) });
