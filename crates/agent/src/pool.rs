@@ -1,10 +1,12 @@
 //! HTTP/1.1 connections that are kept for the next request, to backends and to other nodes alike.
 //!
 //! A connection belongs to whoever reads its answer: dropped before the end it is closed, and the other side stops
-//! working. Read to the end it goes back to where the next request finds it. There is no task to leak.
+//! working. Read to the end it goes back to where the next request finds it. There is no task, so none to leak.
 
+use std::fmt;
+use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -16,7 +18,6 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 /// What HTTP can be spoken over.
@@ -39,9 +40,12 @@ struct Idle<K>(Mutex<Vec<(K, Connection, Instant)>>);
 #[derive(Debug)]
 struct Connection {
     sender: SendRequest<Whole>,
-    /// Aborted with the connection.
-    _driver: JoinSet<()>,
+    driver: Driver,
 }
+
+/// What moves a connection's bytes. It is polled by whoever waits for them, and by nobody else: a task of its own would
+/// cost a request two wake-ups between threads, and a line another. A connection that idles does not move.
+struct Driver(Option<Pin<Box<dyn Future<Output = ()> + Send>>>);
 
 /// An answer's body, and the connection it comes over.
 #[derive(Debug)]
@@ -78,12 +82,14 @@ impl<K: Clone + PartialEq> Pool<K> {
     ) -> Result<Response<Answer<K>>, Error> {
         let mut request = request;
         while let Some(mut kept) = self.idle.take(&key) {
-            if kept.sender.ready().await.is_err() {
+            let Connection { sender, driver } = &mut kept;
+            // Nobody has seen yet what became of it while it idled.
+            if driver.is_over().await || driver.drive(sender.ready()).await.is_err() {
                 continue;
             }
             // One that was closed while it idled may say so only now, and gives back what it has not sent. What was sent
             // is not sent again here: that is a second try, and others count those.
-            match kept.sender.try_send_request(request).await {
+            match driver.drive(sender.try_send_request(request)).await {
                 Ok(response) => return Ok(self.answer(key, kept, response)),
                 Err(mut error) => match error.take_message() {
                     Some(unsent) => request = unsent,
@@ -93,16 +99,55 @@ impl<K: Clone + PartialEq> Pool<K> {
         }
         let stream = timeout(connect_max, dial).await.map_err(|_| Error::Late(connect_max))?.map_err(Error::Connect)?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(Error::Broken)?;
-        let mut driver = JoinSet::new();
-        driver.spawn(async move { drop(connection.await) });
-        let mut fresh = Connection { sender, _driver: driver };
-        let response = fresh.sender.send_request(request).await.map_err(Error::Broken)?;
+        let mut fresh = Connection { sender, driver: Driver::of(connection) };
+        let response = fresh.driver.drive(fresh.sender.send_request(request)).await.map_err(Error::Broken)?;
         Ok(self.answer(key, fresh, response))
     }
 
     fn answer(&self, key: K, connection: Connection, response: Response<Incoming>) -> Response<Answer<K>> {
         let idle = self.idle.clone();
         response.map(|body| Answer { body, home: Some((key, connection)), idle })
+    }
+}
+
+impl Driver {
+    fn of<S: Io>(connection: http1::Connection<TokioIo<S>, Whole>) -> Self {
+        Self(Some(Box::pin(async move { drop(connection.await) })))
+    }
+
+    /// Does the work, which waits for this connection. May be dropped at any time.
+    async fn drive<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        poll_fn(|cx| {
+            // What it asks for is moved, and what was moved may be all it waits for.
+            if let Poll::Ready(done) = work.as_mut().poll(cx) {
+                return Poll::Ready(done);
+            }
+            self.poll(cx);
+            work.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    /// Whether the connection has ended, as far as its bytes tell by now.
+    async fn is_over(&mut self) -> bool {
+        poll_fn(|cx| {
+            self.poll(cx);
+            Poll::Ready(self.0.is_none())
+        })
+        .await
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) {
+        if self.0.as_mut().is_some_and(|connection| connection.as_mut().poll(cx).is_ready()) {
+            self.0 = None;
+        }
+    }
+}
+
+impl fmt::Debug for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Driver").field(&self.0.is_some()).finish()
     }
 }
 
@@ -127,7 +172,11 @@ impl<K: PartialEq> Answer<K> {
     /// The next bytes, never none; `None` at the end. May be dropped at any time, nothing is lost.
     pub(crate) async fn bytes(&mut self) -> Option<Result<Bytes, hyper::Error>> {
         loop {
-            match self.body.frame().await {
+            let frame = match &mut self.home {
+                Some((_, connection)) => connection.driver.drive(self.body.frame()).await,
+                None => self.body.frame().await,
+            };
+            match frame {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(bytes) if !bytes.is_empty() => return Some(Ok(bytes)),
                     Ok(_) | Err(_) => {}
@@ -178,6 +227,7 @@ impl HttpBody for Whole {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+    use tokio::task::JoinSet;
 
     use super::*;
 
