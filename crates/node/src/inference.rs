@@ -180,8 +180,11 @@ impl Inference {
             loop {
                 let is_hopeless = !self.0.here.is_partly_down();
                 self.hear_here();
-                if is_hopeless || !self.0.hosts.holders(model).is_empty() {
-                    return !is_hopeless;
+                if !self.0.hosts.holders(model).is_empty() {
+                    return true;
+                }
+                if is_hopeless {
+                    return false;
                 }
                 self.0.here.refresh().await;
             }
