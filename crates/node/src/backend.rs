@@ -46,7 +46,7 @@ pub struct Backend {
 
 #[derive(Debug, Clone)]
 enum Kind {
-    /// In the order in which they are tried.
+    /// All of them are used, side by side.
     Ollama(Vec<Endpoint>),
     Engine(keeper::Handle),
     None,
@@ -143,7 +143,7 @@ impl Backend {
         Self { kind: Kind::None, why }
     }
 
-    /// At least one, in the order in which they are to be tried.
+    /// At least one.
     pub fn ways(&self) -> Result<Vec<Way>, Unavailable> {
         match &self.kind {
             Kind::Ollama(all) => Ok(all.iter().map(|at| Way { at: at.clone(), secret: None }).collect()),
