@@ -128,6 +128,7 @@ macro_rules! text_and_bytes {
 random_hex_id!(MeshId);
 random_hex_id!(RequestId);
 text_and_bytes!(NodeId, 32);
+pub(crate) use text_and_bytes;
 
 impl FromStr for NodeId {
     type Err = ParseIdError;

@@ -4,12 +4,14 @@
 //! or knows a file format.
 
 mod access;
+mod blob;
 mod id;
 mod name;
 mod secret;
 mod time;
 
 pub use access::{Role, Scope, Scopes};
+pub use blob::BlobHash;
 pub use id::{MeshId, NodeId, RaftId, RequestId};
 pub use name::{Label, NodeName, ParseNameError};
 pub use secret::Secret;
