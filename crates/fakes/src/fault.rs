@@ -1,13 +1,12 @@
 //! Faults on command: what goes wrong, for which requests, how often.
 
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use serde::Deserialize;
 use tokio::sync::watch;
 
-/// Beyond it the oldest order is dropped.
-const ORDERS_MAX: usize = 64;
+use crate::orders::Orders;
 
 /// Lines are those of a stream. An answer in one piece has no inside: what is to happen there happens before it.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -70,13 +69,13 @@ pub(crate) struct Order {
 
 #[derive(Debug)]
 struct State {
-    orders: Mutex<Vec<Order>>,
+    orders: Orders<Order>,
     frozen: watch::Sender<bool>,
 }
 
 impl Faults {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(State { orders: Mutex::default(), frozen: watch::Sender::new(false) }))
+        Self(Arc::new(State { orders: Orders::new(), frozen: watch::Sender::new(false) }))
     }
 
     /// Every request for inference from now on, or every connection, has it.
@@ -96,7 +95,7 @@ impl Faults {
 
     /// What was ordered is forgotten; what is frozen goes on. Requests that hang already stay so.
     pub fn clear(&self) {
-        self.orders().clear();
+        self.0.orders.clear();
         self.0.frozen.send_replace(false);
     }
 
@@ -105,11 +104,8 @@ impl Faults {
             self.0.frozen.send_replace(true);
             return;
         }
-        let mut orders = self.orders();
-        if orders.len() == ORDERS_MAX {
-            orders.remove(0);
-        }
-        orders.push(order);
+        let next = order.next;
+        self.0.orders.push(order, next);
     }
 
     /// Whether the connection that just came is to be reset.
@@ -128,17 +124,7 @@ impl Faults {
     }
 
     fn take(&self, fits: impl Fn(&Order) -> bool) -> Option<Fault> {
-        let mut orders = self.orders();
-        orders.retain(|order| order.next != Some(0));
-        let order = orders.iter_mut().find(|order| fits(order))?;
-        if let Some(left) = &mut order.next {
-            *left -= 1;
-        }
-        Some(order.fault.clone())
-    }
-
-    fn orders(&self) -> MutexGuard<'_, Vec<Order>> {
-        self.0.orders.lock().expect("nothing panics while it holds the lock")
+        self.0.orders.take(fits).map(|order| order.fault)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Names of models as Ollama reads them: `[[host/]namespace/]model[:tag]`.
 
+use std::path::PathBuf;
+
 /// Compared without regard to case, shown as it was written.
 #[derive(Debug, Clone)]
 pub(crate) struct Name {
@@ -44,6 +46,20 @@ impl Name {
     pub(crate) fn full(&self) -> String {
         let Self { host, namespace, model, tag } = self;
         format!("{host}/{namespace}/{model}:{tag}")
+    }
+
+    /// Below a folder of manifests.
+    pub(crate) fn path(&self) -> PathBuf {
+        [&self.host, &self.namespace, &self.model, &self.tag].iter().collect()
+    }
+
+    /// What a registry knows it by: the namespace and the model.
+    pub(crate) fn repository(&self) -> String {
+        format!("{}/{}", self.namespace, self.model)
+    }
+
+    pub(crate) fn tag(&self) -> &str {
+        &self.tag
     }
 
     pub(crate) fn is(&self, other: &Self) -> bool {

@@ -1,6 +1,5 @@
 //! The server itself: connections, routes, and the checks that come before them.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -10,10 +9,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::header::{HOST, ORIGIN};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -27,12 +23,10 @@ use crate::name::Name;
 use crate::refusal::Refusal;
 use crate::runner::Runners;
 use crate::shelf::{Shelf, ps};
-use crate::{chat, embed, generate};
+use crate::{chat, connections, embed, generate};
 
 /// Images come in the body; beyond it a request is refused.
 const BODY_BYTES_MAX: usize = 64 << 20;
-/// Beyond them, new ones wait in the system's queue.
-const CONNECTIONS_MAX: usize = 16_384;
 
 /// A running fake. Dropping it is pulling its plug: the port closes and every connection with it.
 #[derive(Debug)]
@@ -98,25 +92,16 @@ impl Ollama {
 }
 
 async fn serve(listener: TcpListener, fake: Arc<Fake>, control: bool) {
-    let mut connections = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            Some(_) = connections.join_next() => continue,
-            accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => accepted,
-        };
-        match accepted {
-            Ok((stream, _)) if fake.faults.refuses() => {
-                fake.ledger.add(|counts| counts.refused += 1);
-                // Without it the client would see a clean end.
-                let _ = stream.set_zero_linger();
-            }
-            Ok((stream, _)) => {
-                connections.spawn(converse(stream, fake.clone(), control));
-            }
-            // Out of descriptors: one may come free when another task has had its turn.
-            Err(_) => tokio::task::yield_now().await,
+    connections::accept(listener, move |stream| {
+        if fake.faults.refuses() {
+            fake.ledger.add(|counts| counts.refused += 1);
+            // Without it the client would see a clean end.
+            let _ = stream.set_zero_linger();
+            return None;
         }
-    }
+        Some(converse(stream, fake.clone(), control))
+    })
+    .await;
 }
 
 async fn converse(stream: TcpStream, fake: Arc<Fake>, control: bool) {
@@ -127,14 +112,11 @@ async fn converse(stream: TcpStream, fake: Arc<Fake>, control: bool) {
         },
         |counts| counts.connections_open -= 1,
     );
-    // Tokens are small, and each should leave at once; where that cannot be had, they come later.
-    let _ = stream.set_nodelay(true);
-    let service = service_fn(|request| {
+    connections::converse(stream, |request| {
         let fake = fake.clone();
-        async move { Ok::<_, Infallible>(answer(&fake, request, control).await) }
-    });
-    // How a connection ended is for the client to judge.
-    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        async move { answer(&fake, request, control).await }
+    })
+    .await;
 }
 
 async fn answer(fake: &Fake, request: Request<Incoming>, control: bool) -> Response<Body> {

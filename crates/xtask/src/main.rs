@@ -1,4 +1,5 @@
-//! The repository's own commands: `cargo xtask up | build | test | clients | testnet | fake-ollama | golden | newcomer`.
+//! The repository's own commands: `cargo xtask up | build | test | clients | testnet | fake-ollama | fake-registry |
+//! golden | newcomer`.
 //!
 //! They link none of the product's crates, so that they are there within seconds on a fresh machine.
 
@@ -6,6 +7,7 @@ mod build;
 mod clients;
 mod engine_tools;
 mod fake_ollama;
+mod fake_registry;
 mod golden;
 mod newcomer;
 mod test;
@@ -46,6 +48,8 @@ enum Command {
     Testnet(testnet::Arguments),
     /// Serve Ollama's API without a model: numbered tokens at a set pace, and faults
     FakeOllama(fake_ollama::Arguments),
+    /// Serve models as the registry does that Ollama pulls from: made from a seed or of your own, and faults
+    FakeRegistry(fake_registry::Arguments),
     /// Hold a server against the table of what Ollama answers
     Golden(golden::Arguments),
     /// Type what the README says into a fresh clone, as on a machine without Ollama; builds what users get
@@ -82,6 +86,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         },
         Command::Testnet(arguments) => testnet::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::FakeOllama(arguments) => fake_ollama::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::FakeRegistry(arguments) => fake_registry::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Golden(arguments) => golden::run(&arguments),
         Command::Newcomer(arguments) => newcomer::run(&arguments).map(|()| ExitCode::SUCCESS),
     }
