@@ -6,6 +6,7 @@
 //! parsed names and digests are opened.
 
 mod error;
+mod share;
 mod write;
 
 use std::collections::BTreeSet;
@@ -17,6 +18,7 @@ use std::time::SystemTime;
 use serde_json::{Map, Value};
 
 pub use error::Error;
+pub use share::Came;
 pub use write::Texts;
 
 use crate::manifest::{Config, Layer, LayerKind, MANIFEST_BYTES_MAX, Manifest};

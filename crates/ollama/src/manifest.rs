@@ -91,7 +91,7 @@ pub struct Config {
 }
 
 impl LayerKind {
-    pub(crate) fn media_type(self) -> String {
+    pub fn media_type(self) -> String {
         let word = KINDS.iter().find(|(kind, _)| *kind == self).map_or("other", |(_, word)| word);
         format!("{PREFIX}{word}")
     }
@@ -105,18 +105,18 @@ impl Layer {
 }
 
 impl Manifest {
-    pub(crate) fn new(mut config: Layer, layers: Vec<Layer>) -> Self {
+    pub fn new(mut config: Layer, layers: Vec<Layer>) -> Self {
         config.media_type = "application/vnd.docker.container.image.v1+json".to_owned();
         Self { schema_version: 2, media_type: MANIFEST_TYPE.to_owned(), config, layers }
     }
 
-    pub(crate) fn parse(bytes: &[u8]) -> serde_json::Result<Self> {
+    pub fn parse(bytes: &[u8]) -> serde_json::Result<Self> {
         // Ollama reads the first value, whatever follows it.
         Self::deserialize(&mut serde_json::Deserializer::from_slice(bytes))
     }
 
     /// As Ollama writes it, with the end of the line.
-    pub(crate) fn bytes(&self) -> io::Result<Vec<u8>> {
+    pub fn bytes(&self) -> io::Result<Vec<u8>> {
         let mut bytes = serde_json::to_vec(self)?;
         bytes.push(b'\n');
         Ok(bytes)

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::ModelName;
+use crate::{Digest, ModelName};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -13,6 +13,10 @@ pub enum Error {
     NoWeights { model: ModelName },
     #[error("model `{model}` was deleted while it was being installed")]
     Vanished { model: ModelName },
+    #[error("model `{model}` cannot be named: its blob `{digest}` is not in this folder")]
+    Missing { model: ModelName, digest: Digest },
+    #[error("`{}` has {bytes} bytes where its name says {expected}", path.display())]
+    OtherSize { path: PathBuf, bytes: u64, expected: u64 },
     #[error("failed to use `{}`", path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error("failed to read `{}`", path.display())]

@@ -288,3 +288,55 @@ fn thousands_of_hostile_names_open_nothing_outside_the_folder() {
     assert!(good < 30, "{good} of them passed");
     assert_eq!(files(scratch.path()).len(), 1);
 }
+
+/// A model of `folder`, brought into another one file by file.
+fn share(folder: &Folder, model: &Installed, other: &Folder) -> Vec<Came> {
+    let came = model.manifest.blobs().map(|layer| other.link(layer, &folder.blob(&layer.digest)).unwrap()).collect();
+    other.put(&model.name, &folder.manifest_bytes(&model.name).unwrap()).unwrap();
+    came
+}
+
+#[test]
+fn a_model_is_shared_without_a_second_copy_and_means_the_same() {
+    let (scratch, folder) = empty();
+    let model = install(&folder, "m");
+    let other = Folder::of_another(scratch.path().join("other"));
+    assert!(share(&folder, &model, &other).iter().all(|came| *came == Came::Linked));
+    assert_eq!(other.find(&name("M")).unwrap().digest, model.digest);
+    assert!(share(&folder, &model, &other).iter().all(|came| *came == Came::Known));
+    let weights = folder.weights(&model).unwrap();
+    assert!(fs::metadata(weights).unwrap().modified().unwrap().elapsed().unwrap_or_default() < DRAFT_YOUNG);
+}
+
+/// What Ollama leaves alone though nobody names it.
+const DRAFT_YOUNG: std::time::Duration = std::time::Duration::from_secs(3600);
+
+#[test]
+fn a_name_is_given_only_to_what_is_all_there() {
+    let (scratch, folder) = empty();
+    let model = install(&folder, "m");
+    let other = Folder::of_another(scratch.path().join("other"));
+    let manifest = folder.manifest_bytes(&model.name).unwrap();
+    let [first, .., last] = &model.manifest.blobs().cloned().collect::<Vec<_>>()[..] else { panic!("one blob") };
+    other.link(first, &folder.blob(&first.digest)).unwrap();
+    assert!(matches!(other.put(&model.name, &manifest), Err(Error::Missing { digest, .. }) if digest == last.digest));
+    let short = Layer { size: last.size + 1, ..last.clone() };
+    assert!(matches!(other.link(&short, &folder.blob(&last.digest)), Err(Error::OtherSize { .. })));
+    assert!(!other.has(last) && other.list().unwrap().is_empty());
+    assert!(fs::read_dir(other.root().join("incoming")).unwrap().next().is_none());
+}
+
+#[test]
+fn a_name_goes_and_its_blobs_stay_until_they_are_pruned() {
+    let (_scratch, folder) = empty();
+    let (model, _twin) = (install(&folder, "m"), install(&folder, "twin"));
+    folder.unname(&model.name).unwrap();
+    assert!(matches!(folder.find(&model.name), Err(Error::NotFound { .. })));
+    let blobs = || model.manifest.blobs().map(|layer| layer.digest);
+    folder.prune(blobs()).unwrap();
+    assert!(model.manifest.blobs().all(|layer| folder.has(layer)), "the twin needs them");
+    folder.unname(&name("twin")).unwrap();
+    assert!(model.manifest.blobs().all(|layer| folder.has(layer)));
+    folder.prune(blobs()).unwrap();
+    assert!(!model.manifest.blobs().any(|layer| folder.has(layer)));
+}

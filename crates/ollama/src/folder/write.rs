@@ -79,7 +79,13 @@ impl Folder {
     pub fn delete(&self, name: &ModelName) -> Result<(), Error> {
         let _changing = self.lock()?;
         let gone = self.find(name)?;
-        let path = self.manifest_path(&gone.name);
+        self.remove_manifest(&gone.name)?;
+        self.remove_blobs(gone.manifest.blobs().map(|layer| layer.digest))
+    }
+
+    /// To be called with the lock held, and a name as the folder spells it.
+    pub(super) fn remove_manifest(&self, name: &ModelName) -> Result<(), Error> {
+        let path = self.manifest_path(name);
         fs::remove_file(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
         let parents = path.ancestors().skip(1).take_while(|parent| *parent != self.manifests());
         for parent in parents {
@@ -89,10 +95,10 @@ impl Folder {
                 break;
             }
         }
-        self.remove_blobs(gone.manifest.blobs().map(|layer| layer.digest))
+        Ok(())
     }
 
-    fn remove_unused(&self, digests: impl IntoIterator<Item = Digest>) -> Result<(), Error> {
+    pub(super) fn remove_unused(&self, digests: impl IntoIterator<Item = Digest>) -> Result<(), Error> {
         let _changing = self.lock()?;
         self.remove_blobs(digests)
     }
@@ -143,9 +149,9 @@ impl Folder {
     }
 
     /// To be called with the lock held.
-    fn put_manifest(&self, name: &ModelName, bytes: &[u8]) -> Result<(), Error> {
+    pub(super) fn put_manifest(&self, name: &ModelName, bytes: &[u8]) -> Result<(), Error> {
         let mut draft = Draft::new(&self.incoming())?;
-        draft.file.write_all(bytes).map_err(|source| Error::Io { path: draft.path.clone(), source })?;
+        draft.write_all(bytes)?;
         let path = self.manifest_path(name);
         let mut folder = self.manifests();
         for part in &name.parts()[..3] {
@@ -181,25 +187,27 @@ impl Folder {
 }
 
 /// A file that is not whole yet. Gone when dropped before it is published.
-struct Draft {
+pub(super) struct Draft {
     path: PathBuf,
     file: BufWriter<File>,
     published: bool,
 }
 
 impl Draft {
-    fn new(folder: &Path) -> Result<Self, Error> {
-        let mut random = [0; 8];
-        getrandom::fill(&mut random).expect("the operating system has a random source");
-        let path = folder.join(format!("{:016x}", u64::from_le_bytes(random)));
+    pub(super) fn new(folder: &Path) -> Result<Self, Error> {
+        let path = folder.join(random_name());
         match File::options().write(true).create_new(true).open(&path) {
             Ok(file) => Ok(Self { path, file: BufWriter::new(file), published: false }),
             Err(source) => Err(Error::Io { path, source }),
         }
     }
 
+    pub(super) fn write_all(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.file.write_all(bytes).map_err(|source| Error::Io { path: self.path.clone(), source })
+    }
+
     /// Durable once this returns.
-    fn publish(mut self, to: &Path) -> Result<(), Error> {
+    pub(super) fn publish(mut self, to: &Path) -> Result<(), Error> {
         let failed = |source| Error::Io { path: to.to_owned(), source };
         self.file.flush().map_err(failed)?;
         self.file.get_ref().sync_all().map_err(failed)?;
@@ -218,8 +226,15 @@ impl Drop for Draft {
     }
 }
 
+/// For a file that has no better name yet.
+pub(super) fn random_name() -> String {
+    let mut random = [0; 8];
+    getrandom::fill(&mut random).expect("the operating system has a random source");
+    format!("{:016x}", u64::from_le_bytes(random))
+}
+
 /// A rename is durable once its folder is synced, on systems where a folder can be opened.
-fn sync_folder(path: &Path) -> io::Result<()> {
+pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
 }
 
