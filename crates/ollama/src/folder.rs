@@ -17,16 +17,14 @@ use std::time::SystemTime;
 
 use serde_json::{Map, Value};
 
+pub use crate::compose::{TEXT_BYTES_MAX, Texts};
 pub use error::Error;
 pub use share::Came;
-pub use write::Texts;
 
 use crate::manifest::{Config, Layer, LayerKind, MANIFEST_BYTES_MAX, Manifest};
 use crate::wire::Message;
 use crate::{Digest, Head, ModelName};
 
-/// Beyond it a template, a licence or the like is refused.
-pub const TEXT_BYTES_MAX: u64 = 1 << 20;
 /// More entries than this in one folder are not looked at, and listing says so.
 pub const ENTRIES_MAX: usize = 1 << 16;
 

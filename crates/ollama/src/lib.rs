@@ -3,12 +3,14 @@
 
 mod asked;
 pub mod client;
+pub mod compose;
 mod digest;
 mod endpoint;
 pub mod folder;
 mod head;
 pub mod manifest;
 mod name;
+mod origin;
 pub mod seen;
 pub mod wire;
 
@@ -18,3 +20,4 @@ pub use endpoint::{Endpoint, ParseEndpointError};
 pub use folder::Folder;
 pub use head::Head;
 pub use name::{InvalidName, ModelName};
+pub use origin::{Origin, ParseOriginError};

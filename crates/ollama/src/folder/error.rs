@@ -11,8 +11,6 @@ pub enum Error {
     NotFound { model: ModelName },
     #[error("model `{model}` has no weights that could be run here")]
     NoWeights { model: ModelName },
-    #[error("model `{model}` was deleted while it was being installed")]
-    Vanished { model: ModelName },
     #[error("model `{model}` cannot be named: its blob `{digest}` is not in this folder")]
     Missing { model: ModelName, digest: Digest },
     #[error("`{}` has {bytes} bytes where its name says {expected}", path.display())]

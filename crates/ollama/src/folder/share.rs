@@ -59,11 +59,12 @@ impl Folder {
             return Ok(Came::Known);
         }
         let draft = Passing(self.incoming().join(random_name()));
-        let came = match fs::hard_link(from, &draft.0) {
-            Ok(()) => Came::Linked,
+        let came = match self.may_be_linked(from).map_err(failed(from))? && fs::hard_link(from, &draft.0).is_ok() {
+            true => Came::Linked,
             // Another file system, one without links, or a file of another user's: Linux lets nobody link to those.
-            Err(_) => {
+            false => {
                 fs::copy(from, &draft.0).map_err(failed(&draft.0))?;
+                readable_by_all(&draft.0).map_err(failed(&draft.0))?;
                 Came::Copied
             }
         };
@@ -71,7 +72,6 @@ impl Folder {
         if size != layer.size {
             return Err(Error::OtherSize { path: from.to_owned(), bytes: size, expected: layer.size });
         }
-        readable_by_all(&draft.0).map_err(failed(&draft.0))?;
         // A link keeps the file's age, and Ollama prunes what is old and not named yet.
         self.renew(&draft.0).map_err(failed(&draft.0))?;
         fs::rename(&draft.0, &to).map_err(failed(&to))?;
@@ -130,7 +130,20 @@ impl Folder {
         self.remove_unused(digests)
     }
 
-    fn renew(&self, path: &Path) -> io::Result<()> {
+    /// Whether the folder's owner can read the file as it is. Who gave us a file to read did not ask us to show it to
+    /// others: one that is kept to itself is copied.
+    fn may_be_linked(&self, from: &Path) -> io::Result<bool> {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt as _;
+            let (file, folder) = (fs::metadata(from)?, fs::metadata(self.blobs())?);
+            Ok(file.uid() == folder.uid() || file.mode() & 0o004 != 0)
+        }
+        #[cfg(not(unix))]
+        fs::metadata(from).map(|_| true)
+    }
+
+    pub(super) fn renew(&self, path: &Path) -> io::Result<()> {
         let changed = File::options().write(true).open(path).and_then(|file| file.set_modified(SystemTime::now()));
         match changed {
             // A file of another user's is as old as its owner says.
@@ -150,7 +163,7 @@ impl Drop for Passing {
     }
 }
 
-/// The folder's owner may be another user than we are.
+/// The folder's owner may be another user than we are. Durable once this returns.
 fn readable_by_all(path: &Path) -> io::Result<()> {
     #[cfg(unix)]
     {

@@ -50,6 +50,7 @@ fn an_installed_model_is_there_with_all_it_came_with() {
         system: Some("be brief".to_owned()),
         licenses: vec!["one".to_owned(), "two".to_owned()],
         params: params.as_object().unwrap().clone(),
+        ..Texts::default()
     };
     let installed = folder.install(&name("me/Tiny:v1"), &mut gguf().as_slice(), &texts).unwrap();
     assert_eq!(folder.find(&name("ME/tiny:V1")).unwrap(), installed);
@@ -210,7 +211,7 @@ fn installs_copies_and_deletes_at_once_leave_every_model_whole() {
                     // Another's delete may take the shared blobs away before the manifest is there: said, not hidden.
                     match folder.install(&mine, &mut gguf().as_slice(), &Texts::default()) {
                         Ok(_) => folder.copy(&mine, &copy).and_then(|()| folder.delete(&mine)).unwrap(),
-                        Err(Error::Vanished { .. } | Error::Io { .. }) => {}
+                        Err(Error::Missing { .. } | Error::Io { .. }) => {}
                         Err(error) => panic!("{error:?}"),
                     }
                 }

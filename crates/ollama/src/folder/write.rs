@@ -3,65 +3,41 @@
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use gguf::Facts;
-use serde_json::{Map, Value};
-
-use super::{Error, Folder, Installed, LOCK_NAME, TEXT_BYTES_MAX};
-use crate::manifest::{Config, Layer, LayerKind, Manifest};
+use super::{Error, Folder, Installed, LOCK_NAME};
+use crate::compose::{Texts, TooLong, compose, describe};
+use crate::manifest::{Layer, LayerKind};
 use crate::{Digest, Head, ModelName};
 
 /// A file that nobody has written to for so long will not be finished.
 const DRAFT_AGE_MAX: Duration = Duration::from_secs(3600);
 
-/// What a model is installed with beside its weights.
-#[derive(Debug, Clone, Default)]
-pub struct Texts {
-    pub system: Option<String>,
-    pub licenses: Vec<String>,
-    pub params: Map<String, Value>,
-}
-
 impl Folder {
     /// Makes a model of a GGUF file. A name that exists comes to mean the new one; the old one's blobs stay until it
     /// is deleted under all its names. Safe to repeat: the same file and texts give the same model.
     pub fn install(&self, name: &ModelName, weights: &mut impl Read, texts: &Texts) -> Result<Installed, Error> {
-        let weights = self.add(LayerKind::Model, weights, u64::MAX)?;
+        let weights = self.add(weights)?;
         let path = self.blob(&weights.digest);
         let head = Head::read(&path).map_err(|source| Error::Io { path, source })?;
-        let config = match head.header() {
-            Ok(header) => describe(&header),
-            Err(source) => {
+        let composed = match head.header() {
+            Ok(header) => {
+                let composed = compose(vec![weights.clone()], &describe(&header), texts);
+                composed.map_err(|TooLong { bytes, max }| Error::TextTooLong { bytes, max })
+            }
+            Err(source) => Err(Error::Gguf { source }),
+        };
+        let composed = match composed {
+            Ok(composed) => composed,
+            Err(error) => {
                 self.remove_unused([weights.digest])?;
-                return Err(Error::Gguf { source });
+                return Err(error);
             }
         };
-        let mut layers = vec![weights];
-        if let Some(system) = &texts.system {
-            layers.push(self.add_text(LayerKind::System, system)?);
+        for (_, text) in &composed.small {
+            self.add_bytes(text)?;
         }
-        for license in &texts.licenses {
-            layers.push(self.add_text(LayerKind::License, license)?);
-        }
-        if !texts.params.is_empty() {
-            layers.push(self.add_text(LayerKind::Params, &json(&texts.params))?);
-        }
-        // Its type is set by the manifest it goes into.
-        let config = self.add_text(LayerKind::Other, &json(&config))?;
-        let manifest = Manifest::new(config, layers);
-        let bytes = manifest.bytes().expect("a manifest of ours has text for keys and fits into memory");
-
-        let _changing = self.lock()?;
-        let name = self.spelling(name)?;
-        self.put_manifest(&name, &bytes)?;
-        // A delete that ran before the lock was ours took what no manifest named yet.
-        if manifest.blobs().any(|layer| !self.blob(&layer.digest).exists()) {
-            let path = self.manifest_path(&name);
-            fs::remove_file(&path).map_err(|source| Error::Io { path, source })?;
-            return Err(Error::Vanished { model: name });
-        }
-        self.read(name)
+        self.put(name, &composed.bytes)
     }
 
     /// Byte by byte, so that both names mean one digest.
@@ -121,31 +97,20 @@ impl Folder {
         Ok(())
     }
 
-    fn add_text(&self, kind: LayerKind, text: &str) -> Result<Layer, Error> {
-        self.add(kind, &mut text.as_bytes(), TEXT_BYTES_MAX)
-    }
-
-    fn add(&self, kind: LayerKind, source: &mut impl Read, max: u64) -> Result<Layer, Error> {
+    fn add(&self, source: &mut impl Read) -> Result<Layer, Error> {
         let mut draft = Draft::new(&self.incoming())?;
         let path = draft.path.clone();
         let failed = |source| Error::Io { path: path.clone(), source };
-        let limited = &mut source.take(max.saturating_add(1));
-        let (digest, size) = Digest::of_all(limited, |chunk| draft.file.write_all(chunk)).map_err(failed)?;
-        if size > max {
-            return Err(Error::TextTooLong { bytes: size, max });
-        }
+        let (digest, size) = Digest::of_all(source, |chunk| draft.file.write_all(chunk)).map_err(failed)?;
+        let layer = Layer { media_type: LayerKind::Model.media_type(), digest, size };
         let blob = self.blob(&digest);
-        if blob.exists() {
+        if self.has(&layer) {
             // Ollama prunes blobs that nobody names and that are old: this one is about to be named.
-            File::options()
-                .write(true)
-                .open(&blob)
-                .and_then(|file| file.set_modified(SystemTime::now()))
-                .map_err(failed)?;
+            self.renew(&blob).map_err(failed)?;
         } else {
             draft.publish(&blob)?;
         }
-        Ok(Layer { media_type: kind.media_type(), digest, size })
+        Ok(layer)
     }
 
     /// To be called with the lock held.
@@ -236,55 +201,4 @@ pub(super) fn random_name() -> String {
 /// A rename is durable once its folder is synced, on systems where a folder can be opened.
 pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
-}
-
-fn describe(header: &gguf::Header<'_>) -> Config {
-    let facts = Facts::of(header);
-    let family = facts.as_ref().map_or_else(|| "unknown".to_owned(), |facts| facts.architecture.clone());
-    Config {
-        model_format: "gguf".to_owned(),
-        model_families: Some(vec![family.clone()]),
-        model_family: family,
-        model_type: facts.as_ref().map_or_else(String::new, |facts| human_number(facts.parameters)),
-        file_type: facts.as_ref().map_or_else(|| "unknown".to_owned(), |facts| facts.file_type.to_owned()),
-        // What Ollama writes, whatever the machine: the format it took over wants something there.
-        architecture: "amd64".to_owned(),
-        os: "linux".to_owned(),
-        ..Config::default()
-    }
-}
-
-fn json(value: &impl serde::Serialize) -> String {
-    serde_json::to_string(value).expect("texts and options have text for keys")
-}
-
-/// `7B`, `2.03M`: as Ollama shows a number of parameters.
-fn human_number(number: u64) -> String {
-    const STEPS: [(u64, usize, &str); 2] = [(1_000_000_000, 1, "B"), (1_000_000, 2, "M")];
-    for (step, digits, unit) in STEPS {
-        if number >= step {
-            let digits = if number.is_multiple_of(step) { 0 } else { digits };
-            return format!("{:.digits$}{unit}", number as f64 / step as f64);
-        }
-    }
-    if number >= 1000 { format!("{:.0}K", number as f64 / 1000.0) } else { number.to_string() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parameters_are_counted_as_ollama_counts_them() {
-        for (number, text) in [
-            (7, "7"),
-            (1_500, "2K"),
-            (2_033_408, "2.03M"),
-            (3_000_000, "3M"),
-            (7_000_000_000, "7B"),
-            (8_030_261_248, "8.0B"),
-        ] {
-            assert_eq!(human_number(number), text);
-        }
-    }
 }
