@@ -163,6 +163,10 @@ impl Page {
     /// Where a `Location` leads.
     fn elsewhere(&self, to: &str) -> Result<Self, Error> {
         let strange = || Error::Strange(format!("a redirect to `{}`", to.chars().take(100).collect::<String>()));
+        // Without either it would be read as a host, or as relative to something.
+        if !(to.contains("://") || to.starts_with('/') && !to.starts_with("//")) {
+            return Err(strange());
+        }
         let uri: Uri = to.parse().map_err(|_| strange())?;
         let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
         if !path.starts_with('/') {
