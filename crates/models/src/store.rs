@@ -77,7 +77,7 @@ pub enum Error {
     #[error("it did not pull the model: {0}")]
     Pull(String),
     #[error("it lists `{name}` as `{found}` and not as `{wanted}`")]
-    OtherDigest { name: ModelName, wanted: Digest, found: String },
+    OtherDigest { name: Box<ModelName>, wanted: Digest, found: String },
     #[error("failed to listen for it")]
     Listen(#[source] io::Error),
 }
@@ -228,7 +228,7 @@ impl Store {
             Some((_, digest)) if digest == wanted => Ok(()),
             found => {
                 let found = found.map_or_else(|| "nothing".to_owned(), |(_, digest)| digest.to_string());
-                Err(Error::OtherDigest { name: name.clone(), wanted, found })
+                Err(Error::OtherDigest { name: Box::new(name.clone()), wanted, found })
             }
         }
     }

@@ -11,8 +11,8 @@ pub enum Error {
     NotFound { model: ModelName },
     #[error("model `{model}` has no weights that could be run here")]
     NoWeights { model: ModelName },
-    #[error("model `{model}` cannot be named: its blob `{digest}` is not in this folder")]
-    Missing { model: ModelName, digest: Digest },
+    #[error("the model cannot be named: its blob `{digest}` is not in this folder")]
+    Missing { digest: Digest },
     #[error("`{}` has {bytes} bytes where its name says {expected}", path.display())]
     OtherSize { path: PathBuf, bytes: u64, expected: u64 },
     #[error("failed to use `{}`", path.display())]

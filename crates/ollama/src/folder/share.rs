@@ -102,7 +102,7 @@ impl Folder {
         let parsed = Manifest::parse(manifest).map_err(|source| Error::Json { path: self.manifests(), source })?;
         let missing = |manifest: &Manifest| manifest.blobs().find(|layer| !self.has(layer)).cloned();
         if let Some(layer) = missing(&parsed) {
-            return Err(Error::Missing { model: name.clone(), digest: layer.digest });
+            return Err(Error::Missing { digest: layer.digest });
         }
         for path in [self.manifests(), self.incoming()] {
             fs::create_dir_all(&path).map_err(|source| Error::Io { path, source })?;
@@ -114,7 +114,7 @@ impl Folder {
         if let Some(layer) = missing(&parsed) {
             let path = self.manifest_path(&name);
             fs::remove_file(&path).map_err(|source| Error::Io { path, source })?;
-            return Err(Error::Missing { model: name, digest: layer.digest });
+            return Err(Error::Missing { digest: layer.digest });
         }
         self.read(name)
     }
