@@ -48,6 +48,7 @@ async fn show_tells_all_there_is() {
         system: Some("be brief".to_owned()),
         licenses: vec!["one".to_owned(), "two".to_owned()],
         params: params.as_object().unwrap().clone(),
+        ..Texts::default()
     };
     let rig = Rig::with(TEMPLATE, &texts, 4096).await;
     let json = rig.post("/api/show", &json!({ "name": "TINY" })).await.json();
