@@ -14,6 +14,7 @@ use crate::fault::Fault;
 use crate::json::encode;
 use crate::refusal::Refusal;
 use crate::stream::Run;
+use crate::transfer::Progress;
 
 pub(crate) type Body = UnsyncBoxBody<Bytes, Broken>;
 
@@ -27,9 +28,16 @@ pub(crate) struct Broken;
 pub(crate) enum Answer {
     Json(StatusCode, Value),
     Text(StatusCode, &'static str, &'static str),
-    Empty,
+    Empty(StatusCode),
     /// Line by line, as it comes to be.
     Lines(Box<Run>),
+    Progress(Box<Progress>),
+}
+
+/// A body that comes to be line by line.
+pub(crate) trait Lines: Send {
+    /// The next piece. `None` is the clean end.
+    fn frame(&mut self) -> impl Future<Output = Option<Result<Bytes, Broken>>> + Send;
 }
 
 const JSON: &str = "application/json; charset=utf-8";
@@ -53,19 +61,22 @@ pub(crate) async fn respond(answer: Answer, fault: Option<&Fault>) -> Response<B
     match answer {
         Answer::Json(status, value) => whole(status, JSON, encode(&value), fault),
         Answer::Text(status, kind, text) => whole(status, kind, text.to_owned(), fault),
-        Answer::Empty => response(StatusCode::OK, None, full(Bytes::new())),
-        Answer::Lines(mut run) => {
-            let first = run.frame().await;
-            let rest = futures::stream::unfold((first, run), |(ready, mut run)| async move {
-                let frame = match ready {
-                    Some(frame) => frame,
-                    None => run.frame().await?,
-                };
-                Some((frame.map(Frame::data), (None, run)))
-            });
-            response(StatusCode::OK, Some(NDJSON), StreamBody::new(rest).boxed_unsync())
-        }
+        Answer::Empty(status) => response(status, None, full(Bytes::new())),
+        Answer::Lines(run) => written(run).await,
+        Answer::Progress(progress) => written(progress).await,
     }
+}
+
+async fn written<L: Lines + 'static>(mut lines: Box<L>) -> Response<Body> {
+    let first = lines.frame().await;
+    let rest = futures::stream::unfold((first, lines), |(ready, mut lines)| async move {
+        let frame = match ready {
+            Some(frame) => frame,
+            None => lines.frame().await?,
+        };
+        Some((frame.map(Frame::data), (None, lines)))
+    });
+    response(StatusCode::OK, Some(NDJSON), StreamBody::new(rest).boxed_unsync())
 }
 
 fn whole(status: StatusCode, kind: &'static str, text: String, fault: Option<&Fault>) -> Response<Body> {

@@ -1,9 +1,11 @@
 //! What a fake is like: its models, how quick they are, how many requests each takes at once.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::digest::Digest;
 use crate::name::Name;
 
 #[derive(Debug, Clone)]
@@ -23,6 +25,27 @@ pub struct Config {
     pub keep_alive: Duration,
     /// Whether faults can be ordered by `POST /__fault`.
     pub control: bool,
+    /// A models folder in Ollama's layout. Its models are whatever lies there, each as quick as the first of `models`,
+    /// and they can be pulled, pushed and created.
+    pub folder: Option<PathBuf>,
+    /// Whether what no manifest names is deleted from the folder.
+    pub prune: bool,
+    /// Who answers as `registry.ollama.ai`, over plain HTTP. Other registries are asked on this machine alone.
+    pub upstream: Option<SocketAddr>,
+    pub transfer: Transfer,
+}
+
+/// How blobs are fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transfer {
+    /// A part of a blob is a sixteenth of it, but not less,
+    pub part_bytes_min: u64,
+    /// and not more.
+    pub part_bytes_max: u64,
+    /// After which silence a part is asked for again.
+    pub stall: Duration,
+    /// How long to wait before a failed part is asked for again; each time twice as long.
+    pub retry: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -43,6 +66,21 @@ pub struct Model {
     pub decode: f64,
     /// Tokens of an answer that nothing cuts short; by model and seed where there is none.
     pub answer_tokens: Option<u32>,
+    /// What its manifest and configuration say, where it has those.
+    pub written: Option<Written>,
+}
+
+/// Of a model in a folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// SHA-256 of the manifest's bytes.
+    pub digest: Digest,
+    pub family: String,
+    pub families: Vec<String>,
+    pub parameter_size: String,
+    pub quantization_level: String,
+    pub context_length: Option<u32>,
+    pub embedding_length: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +105,22 @@ impl Default for Config {
             pending_max: 512,
             keep_alive: Duration::from_mins(5),
             control: false,
+            folder: None,
+            prune: true,
+            upstream: None,
+            transfer: Transfer::default(),
+        }
+    }
+}
+
+impl Default for Transfer {
+    /// As Ollama has it.
+    fn default() -> Self {
+        Self {
+            part_bytes_min: 100_000_000,
+            part_bytes_max: 1_000_000_000,
+            stall: Duration::from_secs(30),
+            retry: Duration::from_secs(1),
         }
     }
 }
@@ -87,6 +141,7 @@ impl Model {
             prefill: 100_000.0,
             decode: 5_000.0,
             answer_tokens: None,
+            written: None,
         }
     }
 
@@ -94,8 +149,11 @@ impl Model {
         Self { kind: Kind::Embedding, ..Self::completion(name) }
     }
 
-    /// Sixty-four hex digits that equal contents share. No SHA-256: there is no manifest whose bytes could have one.
+    /// Sixty-four hex digits that equal contents share: the manifest's SHA-256, where there is a manifest.
     pub(crate) fn digest(&self) -> String {
+        if let Some(written) = &self.written {
+            return written.digest.hex().to_owned();
+        }
         (0..4)
             .map(|part| {
                 format!("{:016x}", mix(self.content.bytes().fold(part, |hash, byte| mix(hash ^ u64::from(byte)))))

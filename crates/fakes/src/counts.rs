@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::config::Model;
+
 /// The oldest is forgotten beyond it.
 const SERVED_MAX: usize = 1 << 16;
 /// Of a prompt, in bytes.
@@ -37,6 +39,8 @@ pub struct Counts {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Served {
     pub model: String,
+    /// Whose text or weights: [`crate::Model::content`], which for a model in a folder is the digest of its weights.
+    pub content: String,
     /// The end of the prompt as the model got it, where a test can have put a mark.
     pub prompt_end: String,
     /// Tokens that were made.
@@ -97,14 +101,14 @@ impl Ledger {
         Err(TooLate { limit, counts: self.now() })
     }
 
-    pub(crate) fn note(&self, model: &str, prompt: &str, tokens: u32, end: End) {
+    pub(crate) fn note(&self, model: &Model, prompt: &str, tokens: u32, end: End) {
         let from = prompt.ceil_char_boundary(prompt.len().saturating_sub(REMEMBERED_MAX));
         let prompt_end = prompt[from..].to_owned();
         let mut served = self.served.lock().expect("nothing panics while it holds the lock");
         if served.len() == SERVED_MAX {
             served.pop_front();
         }
-        served.push_back(Served { model: model.to_owned(), prompt_end, tokens, end });
+        served.push_back(Served { model: model.name.clone(), content: model.content.clone(), prompt_end, tokens, end });
         drop(served);
         self.add(|counts| match end {
             End::Finished => counts.finished += 1,

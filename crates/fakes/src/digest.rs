@@ -32,6 +32,11 @@ impl Digest {
     pub fn file_name(&self) -> String {
         format!("sha256-{}", self.0)
     }
+
+    /// As progress shows it.
+    pub(crate) fn short(&self) -> &str {
+        &self.0[..12]
+    }
 }
 
 impl Hasher {

@@ -65,6 +65,7 @@ fn find(fake: &Fake, fields: &Fields, asked: &str, fault: Option<&Fault>) -> Res
     let name = Name::parse(asked).ok_or_else(Refusal::invalid_name)?;
     let missing = || Refusal::not_found(format!("model \"{asked}\" not found, try pulling it first"));
     let stocked = fake.shelf.find(&name).ok_or_else(missing)?;
+    stocked.loadable()?;
     let keep_alive = fields.get("keep_alive").map(json::keep_alive).transpose()?.unwrap_or(Some(fake.keep_alive));
     let options = Options::read(&fields.object("options")?)?.load(&stocked.model);
     let (model, name) = (stocked.model.clone(), stocked.name.short());
@@ -75,7 +76,7 @@ fn find(fake: &Fake, fields: &Fields, asked: &str, fault: Option<&Fault>) -> Res
 async fn read_all(fake: &Fake, wanted: &Wanted, text: &str, count: u32, arrived: Instant) -> Result<Duration, Refusal> {
     let mut slot = fake.runners.load(wanted).await?.slot("").await?;
     let load = arrived.elapsed();
-    let mut noted = Noted { fake, model: &wanted.model.name, text, tokens: 0, end: End::Cancelled };
+    let mut noted = Noted { fake, model: &wanted.model, text, tokens: 0, end: End::Cancelled };
     let takes = Duration::from_secs_f64(f64::from(count) / wanted.model.prefill).mul_f64(wanted.slow);
     tokio::time::sleep(takes).await;
     slot.text.clear();
@@ -86,7 +87,7 @@ async fn read_all(fake: &Fake, wanted: &Wanted, text: &str, count: u32, arrived:
 /// Tells the ledger how it ended, whatever way that is.
 struct Noted<'a> {
     fake: &'a Fake,
-    model: &'a str,
+    model: &'a Model,
     text: &'a str,
     tokens: u32,
     end: End,

@@ -43,6 +43,8 @@ pub enum Fault {
     },
     /// The answer is another model's.
     WrongModel,
+    /// What was pulled is not what its digest says.
+    Mismatch,
     /// Connections are taken and nothing is answered on any route; streams stand still.
     Freeze,
 }
@@ -62,9 +64,19 @@ pub(crate) struct Order {
     fault: Fault,
     /// For so many; for all where there is none.
     next: Option<u32>,
-    /// Not for inference alone.
     #[serde(default)]
-    everywhere: bool,
+    of: Routes,
+}
+
+/// Requests an order is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Routes {
+    #[default]
+    Inference,
+    /// Those that change which models there are: pull, push, create, blobs, copy, delete.
+    Models,
+    All,
 }
 
 #[derive(Debug)]
@@ -80,17 +92,22 @@ impl Faults {
 
     /// Every request for inference from now on, or every connection, has it.
     pub fn always(&self, fault: Fault) {
-        self.order(Order { fault, next: None, everywhere: false });
+        self.order(Order { fault, next: None, of: Routes::Inference });
     }
 
     /// The next `count` requests for inference, or connections, have it. Freezing has no number.
     pub fn next(&self, count: u32, fault: Fault) {
-        self.order(Order { fault, next: Some(count), everywhere: false });
+        self.order(Order { fault, next: Some(count), of: Routes::Inference });
+    }
+
+    /// The next `count` requests that change models have it; all of them from now on where there is no number.
+    pub fn of_models(&self, count: Option<u32>, fault: Fault) {
+        self.order(Order { fault, next: count, of: Routes::Models });
     }
 
     /// Every request of any route has it.
     pub fn everywhere(&self, fault: Fault) {
-        self.order(Order { fault, next: None, everywhere: true });
+        self.order(Order { fault, next: None, of: Routes::All });
     }
 
     /// What was ordered is forgotten; what is frozen goes on. Requests that hang already stay so.
@@ -113,8 +130,8 @@ impl Faults {
         self.take(|order| order.fault == Fault::Refuse).is_some()
     }
 
-    pub(crate) fn of_request(&self, inference: bool) -> Option<Fault> {
-        self.take(|order| order.fault != Fault::Refuse && (inference || order.everywhere))
+    pub(crate) fn of_request(&self, to: Routes) -> Option<Fault> {
+        self.take(|order| order.fault != Fault::Refuse && (order.of == to || order.of == Routes::All))
     }
 
     pub(crate) async fn thawed(&self) {
@@ -156,12 +173,12 @@ mod tests {
         let faults = Faults::new();
         faults.next(2, Fault::Hang);
         faults.always(Fault::Garbage);
-        let taken: Vec<_> = (0..3).map(|_| faults.of_request(true)).collect();
+        let taken: Vec<_> = (0..3).map(|_| faults.of_request(Routes::Inference)).collect();
         assert_eq!(taken, [Some(Fault::Hang), Some(Fault::Hang), Some(Fault::Garbage)]);
-        assert_eq!(faults.of_request(false), None);
+        assert_eq!(faults.of_request(Routes::Models), None);
         assert!(!faults.refuses());
         faults.clear();
-        assert_eq!(faults.of_request(true), None);
+        assert_eq!(faults.of_request(Routes::Inference), None);
     }
 
     #[test]
@@ -169,7 +186,12 @@ mod tests {
         let faults = Faults::new();
         faults.next(1, Fault::Refuse);
         faults.everywhere(Fault::Status { status: 500 });
-        assert_eq!(faults.of_request(false), Some(Fault::Status { status: 500 }));
+        assert_eq!(faults.of_request(Routes::Models), Some(Fault::Status { status: 500 }));
+        faults.clear();
+        faults.of_models(Some(1), Fault::Mismatch);
+        faults.next(1, Fault::Refuse);
+        let taken = [Routes::Inference, Routes::Models, Routes::Models].map(|routes| faults.of_request(routes));
+        assert_eq!(taken, [None, Some(Fault::Mismatch), None]);
         assert_eq!((faults.refuses(), faults.refuses()), (true, false));
     }
 
@@ -187,7 +209,7 @@ mod tests {
         for wrong in ["", "cut", "cut=x", "cut=-1", "melt"] {
             assert!(wrong.parse::<Fault>().is_err(), "{wrong}");
         }
-        let order: Order = serde_json::from_str(r#"{"fault":"cut","at":7,"next":2,"everywhere":true}"#).unwrap();
-        assert_eq!((order.fault, order.next, order.everywhere), (Fault::Cut { at: 7 }, Some(2), true));
+        let order: Order = serde_json::from_str(r#"{"fault":"cut","at":7,"next":2,"of":"all"}"#).unwrap();
+        assert_eq!((order.fault, order.next, order.of), (Fault::Cut { at: 7 }, Some(2), Routes::All));
     }
 }

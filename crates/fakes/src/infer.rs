@@ -17,6 +17,7 @@ use crate::refusal::Refusal;
 use crate::runner::{LoadOptions, Runners, Wanted};
 use crate::shelf::{Shelf, Stocked};
 use crate::stream::{Run, nanoseconds};
+use crate::transfer::Depot;
 
 /// What all routes use.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub(crate) struct Fake {
     pub(crate) runners: Arc<Runners>,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) faults: Faults,
+    /// Where there is a folder.
+    pub(crate) depot: Option<Arc<Depot>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,6 +123,7 @@ impl Ask {
         if stocked.model.kind == Kind::Embedding {
             return Err(Refusal::bad_request(format!("\"{asked}\" does not support {purpose}")));
         }
+        stocked.loadable()?;
         let think = thinks(fields.get("think"), &asked, &stocked.model)?;
         let bound = match fields.get("format") {
             None => false,

@@ -2,7 +2,7 @@
 
 use jiff::{Span, Timestamp};
 use serde_json::{Map, Value};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::refusal::Refusal;
 
@@ -38,6 +38,12 @@ impl Fields {
             Some(Value::String(text)) => Ok(text.clone()),
             Some(other) => Err(self.wrong(name, other, "string")),
         }
+    }
+
+    /// The model a request is about, which older clients call its name.
+    pub(crate) fn model(&self) -> Result<String, Refusal> {
+        let model = self.text("model")?;
+        if model.is_empty() { self.text("name") } else { Ok(model) }
     }
 
     pub(crate) fn flag(&self, name: &str) -> Result<Option<bool>, Refusal> {
@@ -112,6 +118,10 @@ pub(crate) fn encode(value: &Value) -> String {
 
 pub(crate) fn now() -> String {
     Timestamp::now().to_string()
+}
+
+pub(crate) fn moment(time: SystemTime) -> String {
+    Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH).to_string()
 }
 
 /// Far away where Ollama means for ever.

@@ -11,11 +11,12 @@ pub(crate) struct Name {
     tag: String,
 }
 
-const HOST: &str = "registry.ollama.ai";
 const NAMESPACE: &str = "library";
 const TAG: &str = "latest";
 
 impl Name {
+    pub(crate) const HOST: &str = "registry.ollama.ai";
+
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let text = text.split_once("://").map_or(text, |(_, rest)| rest);
         let last_slash = text.rfind('/').map_or(0, |at| at + 1);
@@ -26,7 +27,7 @@ impl Name {
         let mut from_the_right = path.rsplitn(3, '/');
         let model = from_the_right.next()?;
         let namespace = from_the_right.next().unwrap_or(NAMESPACE);
-        let host = from_the_right.next().unwrap_or(HOST);
+        let host = from_the_right.next().unwrap_or(Self::HOST);
         let good =
             part(host, "_-.:", 350) && part(namespace, "_-", 80) && part(model, "_-.", 80) && part(tag, "_-.", 80);
         let owned = str::to_owned;
@@ -36,7 +37,7 @@ impl Name {
     /// As `tags` and `ps` show it: without what is default, but always with the tag.
     pub(crate) fn short(&self) -> String {
         let Self { host, namespace, model, tag } = self;
-        match (host.eq_ignore_ascii_case(HOST), namespace.eq_ignore_ascii_case(NAMESPACE)) {
+        match (host.eq_ignore_ascii_case(Self::HOST), namespace.eq_ignore_ascii_case(NAMESPACE)) {
             (true, true) => format!("{model}:{tag}"),
             (true, false) => format!("{namespace}/{model}:{tag}"),
             (false, _) => self.full(),
@@ -51,6 +52,10 @@ impl Name {
     /// Below a folder of manifests.
     pub(crate) fn path(&self) -> PathBuf {
         [&self.host, &self.namespace, &self.model, &self.tag].iter().collect()
+    }
+
+    pub(crate) fn host(&self) -> &str {
+        &self.host
     }
 
     /// What a registry knows it by: the namespace and the model.

@@ -40,8 +40,9 @@ impl Script {
     }
 }
 
-/// How long an uncut answer is: the same at every fake that holds the model, and another for another seed.
-pub(crate) fn natural_length(digest: &str, seed: i64) -> u32 {
+/// How many tokens an uncut answer has: the same at every fake that holds the model, which its digest tells, and another
+/// for another seed, which is -1 where a request has none.
+pub fn natural_length(digest: &str, seed: i64) -> u32 {
     let hash = digest.bytes().fold(mix(seed.unsigned_abs()), |hash, byte| mix(hash ^ u64::from(byte)));
     16 + u32::try_from(hash % 48).expect("less than 48")
 }

@@ -15,14 +15,16 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::body::{Answer, Body, respond};
-use crate::config::Config;
+use crate::config::{Config, Model};
 use crate::counts::{Counts, Ledger, Served, TooLate};
-use crate::fault::{Fault, Faults, Order};
+use crate::fault::{Fault, Faults, Order, Routes};
+use crate::folder::Folder;
 use crate::infer::Fake;
 use crate::name::Name;
 use crate::refusal::Refusal;
 use crate::runner::Runners;
 use crate::shelf::{Shelf, ps};
+use crate::transfer::{self, Depot};
 use crate::{chat, connections, embed, generate};
 
 /// Images come in the body; beyond it a request is refused.
@@ -45,13 +47,24 @@ impl Ollama {
         let address = listener.local_addr()?;
         let ledger = Arc::new(Ledger::new());
         let runners = Runners::new(config.slots, config.loaded_max, config.pending_max, ledger.clone());
+        let faults = Faults::new();
+        let folder = config.folder.as_deref().map(|root| Folder::open(root, config.prune)).transpose()?.map(Arc::new);
+        let depot = folder.clone().map(|folder| Arc::new(Depot::new(folder, &config, faults.clone())));
+        let shelf = match folder {
+            Some(folder) => {
+                let pace = config.models.first().cloned().unwrap_or_else(|| Model::completion("any"));
+                Shelf::Folder { folder, pace: Box::new(pace) }
+            }
+            None => Shelf::told(&config.models),
+        };
         let fake = Arc::new(Fake {
             version: config.version,
             keep_alive: config.keep_alive,
-            shelf: Shelf::new(&config.models),
+            shelf,
             runners: Arc::new(runners),
             ledger,
-            faults: Faults::new(),
+            faults,
+            depot,
         });
         let mut serving = JoinSet::new();
         serving.spawn(serve(listener, fake.clone(), config.control));
@@ -125,8 +138,19 @@ async fn answer(fake: &Fake, request: Request<Incoming>, control: bool) -> Respo
         return respond(order(fake, &head.method, body).await.unwrap_or_else(Answer::from), None).await;
     }
     fake.ledger.add(|counts| counts.requests += 1);
-    let inference = is_inference(head.uri.path());
-    let fault = fake.faults.of_request(inference);
+    let path = head.uri.path();
+    let inference = is_inference(path);
+    let transfer = transfer::Route::of(path).filter(|_| fake.depot.is_some());
+    let changes = transfer.is_some() || ["/api/copy", "/api/delete"].contains(&path);
+    // Requests of other routes have no faults but those of all.
+    let routes = if inference {
+        Routes::Inference
+    } else if changes {
+        Routes::Models
+    } else {
+        Routes::All
+    };
+    let fault = fake.faults.of_request(routes);
     fake.faults.thawed().await;
     match fault {
         Some(Fault::Hang) => std::future::pending().await,
@@ -137,16 +161,17 @@ async fn answer(fake: &Fake, request: Request<Incoming>, control: bool) -> Respo
         _ => {}
     }
     if let Some(status) = stranger(&head.headers) {
-        let mut response = respond(Answer::Empty, None).await;
-        *response.status_mut() = status;
-        return response;
+        return respond(Answer::Empty(status), None).await;
     }
     if inference {
         fake.ledger.add(|counts| counts.inferences += 1);
     }
-    let routed = match read(body).await {
-        Ok(body) => route(fake, &head.method, head.uri.path(), &body, fault.clone()).await,
-        Err(refusal) => Err(refusal),
+    let routed = match (&fake.depot, transfer) {
+        (Some(depot), Some(route)) => transferred(depot, &head.method, &route, body, fault.clone()).await,
+        _ => match read(body).await {
+            Ok(body) => self::route(fake, &head.method, path, &body, fault.clone()).await,
+            Err(refusal) => Err(refusal),
+        },
     };
     let answer = routed.unwrap_or_else(|refusal| {
         fake.ledger.add(|counts| counts.refused += 1);
@@ -165,7 +190,7 @@ async fn route(fake: &Fake, method: &Method, path: &str, body: &[u8], fault: Opt
         _ => return Ok(Answer::Text(StatusCode::NOT_FOUND, "text/plain", "404 page not found")),
     };
     if !methods.contains(method) {
-        return Ok(Answer::Text(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "405 method not allowed"));
+        return Ok(not_allowed());
     }
     match path {
         "/" => Ok(Answer::Text(StatusCode::OK, "text/plain; charset=utf-8", "Ollama is running")),
@@ -182,6 +207,27 @@ async fn route(fake: &Fake, method: &Method, path: &str, body: &[u8], fault: Opt
     }
 }
 
+async fn transferred(
+    depot: &Arc<Depot>,
+    method: &Method,
+    route: &transfer::Route,
+    body: Incoming,
+    fault: Option<Fault>,
+) -> Result<Answer, Refusal> {
+    if !route.methods().contains(method) {
+        return Ok(not_allowed());
+    }
+    match route {
+        // It may be longer than fits into memory.
+        transfer::Route::Blob(digest) if *method == Method::POST => depot.receive(digest, body).await,
+        _ => depot.tell(route, &read(body).await?, fault).await,
+    }
+}
+
+fn not_allowed() -> Answer {
+    Answer::Text(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "405 method not allowed")
+}
+
 fn is_inference(path: &str) -> bool {
     ["/api/generate", "/api/chat", "/api/embed", "/api/embeddings"].contains(&path)
 }
@@ -189,12 +235,12 @@ fn is_inference(path: &str) -> bool {
 async fn order(fake: &Fake, method: &Method, body: Incoming) -> Result<Answer, Refusal> {
     if *method == Method::DELETE {
         fake.faults.clear();
-        return Ok(Answer::Empty);
+        return Ok(Answer::Empty(StatusCode::OK));
     }
     let body = read(body).await?;
     let order: Order = serde_json::from_slice(&body).map_err(|error| Refusal::bad_request(error.to_string()))?;
     fake.faults.order(order);
-    Ok(Answer::Empty)
+    Ok(Answer::Empty(StatusCode::OK))
 }
 
 async fn read(body: Incoming) -> Result<Bytes, Refusal> {

@@ -7,13 +7,14 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
-use crate::body::{Broken, GARBAGE, flushed_and_broken};
+use crate::body::{Broken, Lines, flushed_and_broken};
 use crate::counts::{End, Ledger};
 use crate::fault::{Fault, Faults};
 use crate::infer::{Face, Job, Part, tokens_in};
-use crate::json::{encode, now};
+use crate::json::now;
 use crate::refusal::Refusal;
 use crate::runner::Slot;
+use crate::spoil::{Next, Spoiler};
 
 /// It holds its slot until it is dropped; dropped early, it was cancelled.
 #[derive(Debug)]
@@ -21,8 +22,7 @@ pub(crate) struct Run {
     job: Job,
     slot: Slot,
     ledger: Arc<Ledger>,
-    faults: Faults,
-    fault: Option<Fault>,
+    spoiler: Spoiler,
     arrived: Instant,
     load: Duration,
     prefill: Duration,
@@ -30,10 +30,7 @@ pub(crate) struct Run {
     /// Parts that were said.
     said: usize,
     tokens: u32,
-    lines: u32,
-    bytes: u64,
     end: Option<End>,
-    cut: bool,
 }
 
 /// What a whole run came to.
@@ -59,18 +56,14 @@ impl Run {
             job,
             slot,
             ledger,
-            faults,
-            fault,
+            spoiler: Spoiler::new(faults, fault),
             arrived,
             load,
             prefill: Duration::ZERO,
             decoding_since: begun,
             said: 0,
             tokens: 0,
-            lines: 0,
-            bytes: 0,
             end: None,
-            cut: false,
         };
         // The last token is always read anew: what follows it has to be computed.
         let unread = run.job.prompt_tokens.saturating_sub(tokens_in(run.slot.remembered)).max(1);
@@ -81,43 +74,9 @@ impl Run {
         run
     }
 
-    /// The next piece of the body. `None` is its clean end.
-    pub(crate) async fn frame(&mut self) -> Option<Result<Bytes, Broken>> {
-        self.faults.thawed().await;
-        if self.cut {
-            return Some(Err(flushed_and_broken().await));
-        }
-        match self.fault {
-            Some(Fault::HangInside { after }) if self.lines >= after => std::future::pending().await,
-            Some(Fault::EndEarly { after }) if self.lines >= after => {
-                self.end = Some(End::Finished);
-                return None;
-            }
-            Some(Fault::ErrorInside { after }) if self.lines >= after && self.end.is_none() => {
-                self.end = Some(End::Finished);
-                return Some(Ok(format!("{}\n", encode(&json!({ "error": CRASHED }))).into()));
-            }
-            _ => {}
-        }
-        let chunk = self.chunk().await?;
-        self.faults.thawed().await;
-        self.lines += 1;
-        let mut line = match self.fault {
-            Some(Fault::Garbage) => Bytes::from_static(GARBAGE.as_bytes()),
-            _ => format!("{}\n", encode(&chunk)).into(),
-        };
-        if let Some(Fault::Cut { at }) = self.fault {
-            let left = usize::try_from(at - self.bytes).unwrap_or(usize::MAX);
-            self.cut = line.len() >= left;
-            line.truncate(left);
-        }
-        self.bytes += line.len() as u64;
-        Some(Ok(line))
-    }
-
     /// All in one piece.
     pub(crate) async fn whole(mut self) -> Result<Value, Refusal> {
-        match self.fault {
+        match self.spoiler.fault() {
             Some(Fault::HangInside { .. }) => std::future::pending().await,
             Some(Fault::ErrorInside { .. }) => {
                 self.end = Some(End::Finished);
@@ -134,7 +93,7 @@ impl Run {
             gathered.logprobs.extend(logprobs);
         }
         gathered.calls.clone_from(&self.job.calls);
-        self.faults.thawed().await;
+        self.spoiler.thawed().await;
         Ok(self.finish(gathered))
     }
 
@@ -232,10 +191,29 @@ impl Run {
     }
 }
 
+impl Lines for Run {
+    async fn frame(&mut self) -> Option<Result<Bytes, Broken>> {
+        match self.spoiler.next().await {
+            Next::Break => return Some(Err(flushed_and_broken().await)),
+            Next::End => {
+                self.end = Some(End::Finished);
+                return None;
+            }
+            Next::Error if self.end.is_none() => {
+                self.end = Some(End::Finished);
+                return Some(Ok(self.spoiler.line(&json!({ "error": CRASHED })).await));
+            }
+            Next::Error | Next::Line => {}
+        }
+        let chunk = self.chunk().await?;
+        Some(Ok(self.spoiler.line(&chunk).await))
+    }
+}
+
 impl Drop for Run {
     fn drop(&mut self) {
         let end = self.end.unwrap_or(End::Cancelled);
-        self.ledger.note(&self.job.model.name, &self.job.prompt, self.tokens, end);
+        self.ledger.note(&self.job.model, &self.job.prompt, self.tokens, end);
     }
 }
 

@@ -1,6 +1,7 @@
 //! `cargo xtask fake-ollama`: a stand-in for Ollama to point a node or a client at, until it is interrupted.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -34,7 +35,21 @@ pub(crate) struct Arguments {
     /// error-inside=LINES, end-early=LINES, cut=BYTES, slow=TIMES
     #[arg(long)]
     fault: Vec<Fault>,
-    /// Take faults by `POST /__fault`, as in `{"fault":"cut","at":100,"next":3}`, and forget them by `DELETE /__fault`
+    /// For every request that changes which models there are, the same ones, and mismatch
+    #[arg(long)]
+    models_fault: Vec<Fault>,
+    /// A models folder in Ollama's layout: its models, rather than `--models`, and pull, push, create and blobs
+    #[arg(long)]
+    folder: Option<PathBuf>,
+    /// Leave in the folder what no manifest names, as with OLLAMA_NOPRUNE
+    #[arg(long, requires = "folder")]
+    noprune: bool,
+    /// Who answers as registry.ollama.ai, as `127.0.0.1:5000` does by `cargo xtask fake-registry`; nobody, by default.
+    /// Other registries are asked by plain HTTP, and on this machine alone
+    #[arg(long, requires = "folder")]
+    upstream: Option<SocketAddr>,
+    /// Take faults by `POST /__fault`, as in `{"fault":"cut","at":100,"next":3}`, and forget them by `DELETE /__fault`.
+    /// With `"of":"models"` they are for requests that change which models there are, with `"of":"all"` for all
     #[arg(long)]
     control: bool,
 }
@@ -49,6 +64,9 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     let ollama = Ollama::start(config(arguments)).await.with_context(|| format!("cannot listen on `{address}`"))?;
     for fault in &arguments.fault {
         ollama.faults().always(fault.clone());
+    }
+    for fault in &arguments.models_fault {
+        ollama.faults().of_models(None, fault.clone());
     }
     println!("{}", ollama.url());
     tokio::signal::ctrl_c().await.context("cannot wait for an interrupt")?;
@@ -69,6 +87,9 @@ fn config(arguments: &Arguments) -> Config {
         models: arguments.models.iter().map(paced).collect(),
         slots: arguments.slots,
         control: arguments.control,
+        folder: arguments.folder.clone(),
+        prune: !arguments.noprune,
+        upstream: arguments.upstream,
         ..Config::default()
     }
 }
@@ -97,8 +118,13 @@ mod tests {
         let config = config(&arguments);
         let names: Vec<_> = config.models.iter().map(|model| model.name.as_str()).collect();
         assert_eq!((names, config.slots, config.models[0].tools), (vec!["a:1b", "b"], 3, true));
+        let with_folder = ["x", "--folder=models", "--noprune", "--upstream=127.0.0.1:5000"];
+        let kept = self::config(&Line::parse_from(with_folder).arguments);
+        assert_eq!((kept.folder, kept.prune), (Some("models".into()), false));
+        assert_eq!(kept.upstream.map(|address| address.port()), Some(5000));
         assert_eq!((config.models[1].decode, &arguments.fault[0]), (7.0, &Fault::Cut { at: 9 }));
-        for wrong in ["--decode=0", "--fault=melt", "--models=a b"] {
+        assert_eq!((config.folder, config.prune, config.upstream), (None, true, None));
+        for wrong in ["--decode=0", "--fault=melt", "--models=a b", "--noprune"] {
             assert!(Line::try_parse_from(["x", wrong]).is_err(), "{wrong}");
         }
     }

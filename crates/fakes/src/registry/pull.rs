@@ -67,6 +67,8 @@ pub(super) async fn blob(shared: Arc<Shared>, head: &Parts, repository: &str, di
         Some(Fault::Nowhere) => return with(StatusCode::OK, &[]),
         Some(Fault::Redirect { to }) => (StatusCode::TEMPORARY_REDIRECT, to),
         _ if shared.config.storage == Storage::Elsewhere => (StatusCode::TEMPORARY_REDIRECT, elsewhere()),
+        // Parts are asked for without a token.
+        _ if shared.config.token.is_some() => (StatusCode::OK, format!("/storage/{digest}")),
         _ => (StatusCode::OK, head.uri.path().to_owned()),
     };
     with(status, &[(LOCATION, location)])

@@ -1,6 +1,6 @@
 //! Who may: a token, which is given for a signature that nobody checks here.
 
-use hyper::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
+use hyper::header::{CONTENT_TYPE, HOST, WWW_AUTHENTICATE};
 
 use super::{AUTHORIZATION, Body, Parts, Response, Route, Shared, StatusCode, full, said, with};
 
@@ -18,7 +18,9 @@ pub(super) fn check(shared: &Shared, route: &Route, head: &Parts) -> Option<Resp
         _ if brought == Some(&format!("Bearer {token}")) => None,
         Route::Manifest { repository, .. } | Route::Blob { repository, .. } | Route::Begin { repository } => {
             shared.tally.add(|asked| asked.strangers += 1);
-            let realm = format!("http://{}/token", shared.address);
+            // Under the name it was asked by, as clients insist.
+            let host = head.headers.get(HOST).and_then(|value| value.to_str().ok());
+            let realm = format!("http://{}/token", host.unwrap_or("localhost"));
             let scope = format!("repository:{repository}:pull,push");
             let mut refused = said(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "authentication required");
             let wanted = with(
