@@ -33,6 +33,9 @@ pub struct Subject {
     pub model: String,
     /// One that embeds and does not answer.
     pub embedder: Option<String>,
+    /// Host and port of a registry over plain HTTP that has `library/golden:1b` and takes what is pushed. Without one the
+    /// server is not asked to pull, push or create.
+    pub registry: Option<String>,
     /// Cases, by name, in which the server is known to differ: documented, and checked to be so still.
     pub differs: Vec<&'static str>,
 }
@@ -80,6 +83,10 @@ struct Case {
     text: Option<String>,
     shape: Option<String>,
     last: Option<String>,
+    #[serde(default)]
+    statuses: Vec<String>,
+    #[serde(default)]
+    transfers: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -107,7 +114,8 @@ impl Table {
     pub async fn check(&self, subject: &Subject) -> Report {
         let mut report = Report::default();
         for case in &self.cases {
-            if subject.embedder.is_none() && format!("{case:?}").contains("{embedder}") {
+            let lacks_embedder = subject.embedder.is_none() && format!("{case:?}").contains("{embedder}");
+            if lacks_embedder || (subject.registry.is_none() && case.transfers) {
                 report.skipped += 1;
                 continue;
             }
@@ -214,7 +222,8 @@ impl Case {
         if before.is_empty() {
             return Some(format!("a stream of one line: {last}"));
         }
-        before.iter().find_map(|line| fits(&self.shape, line, subject)).or_else(|| fits(&self.last, last, subject))
+        let misfit = before.iter().find_map(|line| fits(&self.shape, line, subject));
+        misfit.or_else(|| fits(&self.last, last, subject)).or_else(|| out_of_order(&self.statuses, &lines))
     }
 }
 
@@ -227,8 +236,40 @@ fn fits(shape: &Option<String>, text: &str, subject: &Subject) -> Option<String>
     }
 }
 
+/// Whether the statuses of lines are those expected, each as often as it likes, and none left out.
+fn out_of_order(expected: &[String], lines: &[&str]) -> Option<String> {
+    let mut expected = expected.iter().peekable();
+    expected.peek()?;
+    let mut now: Option<&String> = None;
+    for line in lines {
+        let value: Value = serde_json::from_str(line).unwrap_or_default();
+        let status = value["status"].as_str().unwrap_or_default();
+        if now.is_some_and(|now| is_status(now, status)) {
+            continue;
+        }
+        now = expected.next();
+        if !now.is_some_and(|now| is_status(now, status)) {
+            return Some(format!("`{status}` instead of {now:?}"));
+        }
+    }
+    expected.next().map(|missing| format!("`{missing}` does not come"))
+}
+
+fn is_status(pattern: &str, status: &str) -> bool {
+    pattern.split('|').any(|pattern| match pattern.split_once('#') {
+        None => pattern == status,
+        Some((before, after)) => {
+            let digits = status.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
+            digits.is_some_and(|digits| {
+                [12, 64].contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
+            })
+        }
+    })
+}
+
 fn filled(text: &str, subject: &Subject) -> String {
     let text = text.replace("{model}", &subject.model).replace("{absent}", "golden-absent:none");
+    let text = text.replace("{registry}", subject.registry.as_deref().unwrap_or("none"));
     text.replace("{embedder}", subject.embedder.as_deref().unwrap_or("none"))
 }
 

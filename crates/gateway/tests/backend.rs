@@ -107,6 +107,7 @@ async fn the_gateway_answers_as_the_table_of_ollama_says() {
         headers: Vec::new(),
         model: MODEL.to_owned(),
         embedder: Some("vectors:latest".to_owned()),
+        registry: None,
         differs: DIFFERS.to_vec(),
     };
     let report = Table::ollama().check(&subject).await;

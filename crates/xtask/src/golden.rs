@@ -19,6 +19,10 @@ pub(crate) struct Arguments {
     /// One that embeds; cases that need it are skipped where there is none
     #[arg(long)]
     embedder: Option<String>,
+    /// `HOST:PORT` of a registry over plain HTTP that has `library/golden:1b`, as `cargo xtask fake-registry --models
+    /// golden:1b=1MB` is; without one, pull, push and create are skipped. What is pulled and created is deleted again
+    #[arg(long)]
+    registry: Option<String>,
     /// `name: value`, sent with every request
     #[arg(long, value_parser = header)]
     header: Vec<(String, String)>,
@@ -31,6 +35,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         headers: arguments.header.clone(),
         model: arguments.model.clone(),
         embedder: arguments.embedder.clone(),
+        registry: arguments.registry.clone(),
         differs: Vec::new(),
     };
     let report = runtime.block_on(Table::ollama().check(&subject));

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Config, Fault, Ollama};
+use crate::{Config, Fault, Ollama, Registry, Release, registry};
 
 fn subject(ollama: &Ollama) -> Subject {
     Subject {
@@ -7,6 +7,7 @@ fn subject(ollama: &Ollama) -> Subject {
         headers: Vec::new(),
         model: "fake:1b".to_owned(),
         embedder: Some("fake-embed:latest".to_owned()),
+        registry: None,
         differs: Vec::new(),
     }
 }
@@ -16,7 +17,47 @@ async fn the_fake_answers_as_the_table_says() {
     let ollama = Ollama::start(Config::default()).await.unwrap();
     let report = Table::ollama().check(&subject(&ollama)).await;
     assert!(report.findings.is_empty(), "\n{}", report.text());
+    let transfers = Table::ollama().cases.iter().filter(|case| case.transfers).count();
+    assert_eq!((report.checked + transfers, report.skipped), (Table::ollama().cases.len(), transfers));
+}
+
+#[tokio::test]
+async fn so_does_one_whose_models_lie_in_a_folder() {
+    let registry = Registry::start(registry::Config::default()).await.unwrap();
+    registry.publish("golden:1b", &Release::made(1, 0)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    Release::made(2, 0).install(folder.path(), "fake:1b").unwrap();
+    Release::embedding(3, 0).install(folder.path(), "fake-embed").unwrap();
+    let config = Config { folder: Some(folder.path().to_owned()), ..Config::default() };
+    let ollama = Ollama::start(config).await.unwrap();
+    let subject = Subject { registry: Some(registry.address().to_string()), ..subject(&ollama) };
+    let report = Table::ollama().check(&subject).await;
+    assert!(report.findings.is_empty(), "\n{}", report.text());
     assert_eq!((report.checked, report.skipped), (Table::ollama().cases.len(), 0));
+    assert_eq!(registry.asked().pushed.manifests, 1);
+}
+
+#[test]
+fn statuses_come_in_their_order_and_none_is_left_out() {
+    let expected = ["pulling manifest", "pulling #", "success"].map(str::to_owned);
+    let lines = |statuses: &[&str]| -> Vec<String> {
+        statuses.iter().map(|status| format!("{{\"status\":\"{status}\"}}")).collect()
+    };
+    let wrong = |statuses: &[&str]| {
+        let lines = lines(statuses);
+        out_of_order(&expected, &lines.iter().map(String::as_str).collect::<Vec<_>>()).is_some()
+    };
+    let pulling = "pulling 0123456789ab";
+    assert!(!wrong(&["pulling manifest", pulling, pulling, "pulling ba9876543210", "success"]));
+    for statuses in [
+        &["pulling manifest", "success"][..],
+        &["pulling manifest", pulling],
+        &[pulling, "pulling manifest", "success"],
+        &["pulling manifest", "pulling layers", "success"],
+        &["pulling manifest", pulling, "success", pulling],
+    ] {
+        assert!(wrong(statuses), "{statuses:?}");
+    }
 }
 
 #[tokio::test]
@@ -32,7 +73,8 @@ async fn a_server_that_answers_otherwise_is_found() {
         ollama.faults().clear();
     }
     ollama.faults().everywhere(Fault::Status { status: 500 });
-    assert_eq!(table.check(&subject(&ollama)).await.findings.len(), table.cases.len());
+    let report = table.check(&subject(&ollama)).await;
+    assert_eq!(report.findings.len(), report.checked);
 }
 
 #[tokio::test]

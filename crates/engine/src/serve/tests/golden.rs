@@ -28,6 +28,7 @@ async fn the_engine_answers_as_the_table_of_ollama_says() {
         headers: vec![(SECRET_HEADER.to_owned(), rig.secret().to_owned())],
         model: "tiny:latest".to_owned(),
         embedder: Some("vectors:latest".to_owned()),
+        registry: None,
         differs: DIFFERS.to_vec(),
     };
     let report = Table::ollama().check(&subject).await;
