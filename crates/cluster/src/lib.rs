@@ -16,6 +16,7 @@ mod registry;
 mod runtime;
 mod shelf;
 mod task;
+mod verbatim;
 mod view;
 mod voters;
 

@@ -8,8 +8,8 @@ use types::{MeshId, NodeId, RequestId};
 
 use crate::raft::feed::APPENDS;
 use crate::raft::network::{CALLS, MESSAGE_MAX, SNAPSHOTS};
-use crate::raft::wire::Blob;
 use crate::registry::{Actor, Outcome, Registry, StateHash, Verb};
+use crate::verbatim::Verbatim;
 use crate::view::Step;
 
 pub(crate) const ASK: Protocol = Protocol::new("/omx/registry/1");
@@ -85,7 +85,7 @@ pub(crate) enum Wish {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Ask {
     /// A proposal's bytes, signed by the node its actor names.
-    Write { proposal: Blob, signature: Signature },
+    Write { proposal: Verbatim, signature: Signature },
     /// From which index on the registry is no older than now?
     ReadIndex,
     /// The sender is going down and wants others to vote in its place.
@@ -163,7 +163,7 @@ impl Wish {
         match self {
             Self::Write(_, proposal) => {
                 let signature = keypair.sign(&proposal_statement(proposal));
-                Ask::Write { proposal: Blob(proposal.clone()), signature }
+                Ask::Write { proposal: Verbatim(proposal.clone()), signature }
             }
             Self::ReadIndex => Ask::ReadIndex,
             Self::GiveUpSeat => Ask::GiveUpSeat,

@@ -13,9 +13,9 @@ use openraft::async_runtime::{Watch, WatchReceiver, WatchSender};
 use openraft::{AsyncRuntime, Instant};
 use serde::{Deserialize, Serialize};
 
-use crate::raft::wire::Blob;
 use crate::registry::{Command, Outcome, Registry, Seats, StateHash};
 use crate::runtime::Runtime;
+use crate::verbatim::Verbatim;
 
 /// What a ledger keeps of the latest entries, for those who follow. At the limit the oldest goes, and who needs it
 /// takes the whole registry instead.
@@ -58,7 +58,7 @@ impl Tally {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Step {
     Blank,
-    Command(Blob),
+    Command(Verbatim),
     Seats(Seats),
 }
 
@@ -211,7 +211,7 @@ impl Ledger {
     /// Carries out the step at `index`. Fails only where the step holds a command this node does not know.
     pub(crate) fn take(&self, index: u64, step: Step) -> Result<Option<Outcome>, codec::Error> {
         let command = match &step {
-            Step::Command(Blob(bytes)) => Some(codec::decode::<Command>(bytes)?),
+            Step::Command(Verbatim(bytes)) => Some(codec::decode::<Command>(bytes)?),
             Step::Blank | Step::Seats(_) => None,
         };
         let mut pages = self.0.write().unwrap_or_else(PoisonError::into_inner);
@@ -283,13 +283,13 @@ impl Pages {
 
 impl Step {
     pub(crate) fn command(bytes: Bytes) -> Self {
-        Self::Command(Blob(bytes))
+        Self::Command(Verbatim(bytes))
     }
 
     fn bytes(&self) -> usize {
         match self {
             Self::Blank => 16,
-            Self::Command(Blob(bytes)) => 16 + bytes.len(),
+            Self::Command(Verbatim(bytes)) => 16 + bytes.len(),
             Self::Seats(seats) => 16 + 8 * (seats.voters.len() + seats.learners.len()),
         }
     }

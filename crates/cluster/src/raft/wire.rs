@@ -3,14 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::Bytes;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest, VoteResponse};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use types::NodeId;
 
 use super::{Entry, LeaderId, LogId, Membership, Payload, Sealed, Seat, StoredMembership, Types, Vote};
 use crate::registry::Registry;
 use crate::runtime::Runtime;
+use crate::verbatim::Verbatim;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct WireLogId {
@@ -35,7 +35,7 @@ pub(crate) struct WireEntry {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum WirePayload {
     Blank,
-    Command(Blob),
+    Command(Verbatim),
     Membership(WireMembership),
 }
 
@@ -274,7 +274,7 @@ impl From<Entry> for WireEntry {
     fn from(entry: Entry) -> Self {
         let payload = match entry.payload {
             Payload::Blank => WirePayload::Blank,
-            Payload::Normal(Sealed(bytes)) => WirePayload::Command(Blob(bytes)),
+            Payload::Normal(Sealed(bytes)) => WirePayload::Command(Verbatim(bytes)),
             Payload::Membership(membership) => WirePayload::Membership(WireMembership::new(&membership)),
         };
         Self { id: entry.log_id.into(), payload }
@@ -287,49 +287,17 @@ impl TryFrom<WireEntry> for Entry {
     fn try_from(entry: WireEntry) -> Result<Self, codec::Error> {
         let payload = match entry.payload {
             WirePayload::Blank => Payload::Blank,
-            WirePayload::Command(Blob(bytes)) => Payload::Normal(Sealed(bytes)),
+            WirePayload::Command(Verbatim(bytes)) => Payload::Normal(Sealed(bytes)),
             WirePayload::Membership(membership) => Payload::Membership(membership.membership()?),
         };
         Ok(Self { log_id: entry.id.into(), payload })
     }
 }
 
-/// Bytes written in one piece rather than one by one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Blob(pub(crate) Bytes);
-
-impl Serialize for Blob {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for Blob {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-
-        impl serde::de::Visitor<'_> for Visitor {
-            type Value = Blob;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("bytes")
-            }
-
-            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Blob, E> {
-                Ok(Blob(Bytes::copy_from_slice(bytes)))
-            }
-
-            fn visit_byte_buf<E>(self, bytes: Vec<u8>) -> Result<Blob, E> {
-                Ok(Blob(Bytes::from(bytes)))
-            }
-        }
-
-        deserializer.deserialize_byte_buf(Visitor)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
     use crate::pack;
 
@@ -344,7 +312,7 @@ mod tests {
     fn entries_and_messages_have_the_bytes_they_always_had() {
         let entry = |payload| WireEntry { id: AT, payload };
         assert_eq!(pack(&entry(WirePayload::Blank))[..], [1, 1, 2, 3, 0]);
-        let command = WirePayload::Command(Blob(Bytes::from_static(b"ab")));
+        let command = WirePayload::Command(Verbatim(Bytes::from_static(b"ab")));
         assert_eq!(pack(&entry(command))[..], [1, 1, 2, 3, 1, 2, b'a', b'b']);
         let membership = [&[1, 1, 2, 3, 2, 1, 1, 5, 1, 5][..], &[9; 32]].concat();
         assert_eq!(pack(&entry(WirePayload::Membership(seats()))), membership);
