@@ -89,7 +89,24 @@ impl Refused {
                 "start another machine of role `node`: it takes over the vote; or just stop this one".to_owned()
             }
             Self::Full { .. } => "remove what is no longer needed".to_owned(),
-            Self::AlreadyFounded | Self::Denied(..) | Self::BadValue { .. } => return None,
+            Self::TagMoved { .. } => "look where it is now, and ask again".to_owned(),
+            Self::Pinned(_) => "unpin it first".to_owned(),
+            Self::Contradicts { by, .. } => {
+                format!("one of the two has other content than it says; if it is `{by}`, remove that node")
+            }
+            Self::InUse { .. } => "delete the tag first, or unpin it where it is on another version by now".to_owned(),
+            Self::AlreadyFounded
+            | Self::Denied(..)
+            | Self::BadValue { .. }
+            | Self::BadVersion { .. }
+            | Self::UnknownVersion(_)
+            | Self::UnknownTag(_)
+            | Self::NoSuchMove { .. }
+            | Self::NothingBefore(_)
+            | Self::NameTaken(_)
+            | Self::UnknownAlias(_)
+            | Self::NoRule(_)
+            | Self::BadRule { .. } => return None,
         })
     }
 }

@@ -29,15 +29,16 @@ pub use join::{Door, JoinError, ParseTokenError, Token, Welcome, join, would_joi
 pub use keys::NewKey;
 pub use raft::Timing;
 pub use registry::{
-    Actor, Addresses, ApiKey, Candidate, Change, Command, Definition, Done, Enrolled, Grant, JoinToken, JournalEntry,
-    KeyHash, KeyId, KeyLimits, Member, Mesh, Outcome, Proof, Refused, Registry, Removed, Seats, Setting, Settings,
-    StateHash, TokenId, TokenPrefix, Verb,
+    Actor, Addresses, ApiKey, Candidate, Change, Command, Definition, DeletedTag, Done, Enrolled, Expect, Grant,
+    JoinToken, JournalEntry, KeyHash, KeyId, KeyLimits, Member, Mesh, Moved, Outcome, Piece, Proof, Refused, Registry,
+    Removed, Replicas, Rule, Seats, Setting, Settings, StateHash, Tag, TokenId, TokenPrefix, Verb, Version,
 };
 #[cfg(feature = "test-util")]
 pub use runtime::Sim;
 pub use runtime::{Live, Runtime};
 pub use shelf::Shelf;
 pub use task::{End, Task};
+pub use verbatim::Verbatim;
 pub use view::Changes;
 
 /// A record of this crate's own making as bytes. What comes from outside is measured before it gets here.

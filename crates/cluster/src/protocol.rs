@@ -178,13 +178,13 @@ pub(crate) fn proposal_statement(proposal: &[u8]) -> Vec<u8> {
 
 impl codec::Record for Proposal {
     const VERSION: u8 = 1;
-    /// What a node may have the registry remember with one change.
-    const LIMIT: usize = 16 << 10;
+    /// What a node may have the registry remember with one change: the longest is a version with its manifest.
+    const LIMIT: usize = 48 << 10;
 }
 
 impl codec::Record for Ask {
     const VERSION: u8 = 1;
-    const LIMIT: usize = 20 << 10;
+    const LIMIT: usize = <Proposal as codec::Record>::LIMIT + (4 << 10);
 }
 
 impl codec::Record for Told {

@@ -6,10 +6,14 @@
 mod access;
 mod backends;
 mod command;
+mod ground;
 mod journal;
 mod keys;
 pub(crate) mod members;
+mod models;
+mod placement;
 mod settings;
+mod tags;
 mod tokens;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -24,7 +28,10 @@ pub use command::{Command, Done, Outcome, Refused, Verb};
 pub use journal::JournalEntry;
 pub use keys::{ApiKey, Grant, KeyHash, KeyId, KeyLimits};
 pub use members::{Addresses, Candidate, Member, Proof, Removed};
+pub use models::{Piece, Version};
+pub use placement::{Replicas, Rule};
 pub use settings::{Change, Definition, Setting, Settings};
+pub use tags::{DeletedTag, Expect, Moved, Tag};
 pub use tokens::{JoinToken, TokenId, TokenPrefix};
 
 /// For how long a finished request is remembered, so that a retry gets the first answer. Nobody tries for so long.
@@ -37,7 +44,7 @@ const FINISHED_MAX: usize = 65_536;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registry {
     applied: u64,
-    ground: backends::Ground,
+    ground: ground::Ground,
     members: BTreeMap<NodeId, Member>,
     removed: BTreeMap<NodeId, Removed>,
     tokens: BTreeMap<TokenId, JoinToken>,
@@ -77,7 +84,8 @@ struct Finished {
 
 impl codec::Record for Registry {
     const VERSION: u8 = 1;
-    /// Ten thousand members with their labels and addresses stay well below it.
+    /// Ten thousand members with their labels and addresses, and as many versions and tags as there may be, stay well
+    /// below it.
     const LIMIT: usize = 64 << 20;
 }
 
@@ -197,6 +205,20 @@ impl Registry {
                 self.enroll_backend(name, Enrolled { url: url.clone(), node: *node, enrolled_at: *at })?
             }
             Verb::RemoveBackend { name } => self.remove_backend(name)?,
+            Verb::AddVersion { manifest, layers, tag } => {
+                self.add_version(index, manifest, layers, tag.as_ref(), by, *at)?
+            }
+            Verb::SetTag { name, version, expect } => self.set_tag(name, *version, *expect, index, *at, by)?,
+            Verb::DeleteTag { name } => self.delete_tag(name, index, *at, by)?,
+            Verb::RestoreTag { name } => self.restore_tag(name)?,
+            Verb::PinTag { name, pinned } => self.pin_tag(name, *pinned)?,
+            Verb::RollbackTag { name, to } => self.roll_back_tag(name, *to, index, *at, by)?,
+            Verb::SetAlias { alias, to } => self.set_alias(alias, to)?,
+            Verb::RemoveAlias { alias } => self.remove_alias(alias)?,
+            Verb::Place { name, rule } => self.place(name, rule)?,
+            Verb::Unplace { name } => self.unplace(name)?,
+            Verb::Assign { versions } => self.assign(versions)?,
+            Verb::ForgetVersions { versions } => self.forget_versions(versions)?,
         };
         Ok(Done::Changed { index })
     }

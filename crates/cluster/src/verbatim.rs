@@ -1,13 +1,34 @@
 //! Bytes that stay as they came.
 
 use std::fmt;
+use std::ops::Deref;
 
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Written in one piece rather than one by one, and cloned without being copied.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Verbatim(pub(crate) Bytes);
+#[derive(Clone, PartialEq, Eq)]
+pub struct Verbatim(pub(crate) Bytes);
+
+impl From<Vec<u8>> for Verbatim {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(bytes.into())
+    }
+}
+
+impl Deref for Verbatim {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Verbatim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
 
 impl Serialize for Verbatim {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -264,6 +264,19 @@ fn refusal(refused: &Refused) -> (StatusCode, &'static str) {
         Refused::TokenExpired => (StatusCode::CONFLICT, "token_expired"),
         Refused::TokenUsedUp => (StatusCode::CONFLICT, "token_used_up"),
         Refused::TokenProof => (StatusCode::FORBIDDEN, "token_proof"),
+        Refused::BadVersion { .. } => (StatusCode::BAD_REQUEST, "bad_version"),
+        Refused::Contradicts { .. } => (StatusCode::CONFLICT, "contradicts"),
+        Refused::UnknownVersion(_) => (StatusCode::NOT_FOUND, "unknown_version"),
+        Refused::InUse { .. } => (StatusCode::CONFLICT, "in_use"),
+        Refused::UnknownTag(_) => (StatusCode::NOT_FOUND, "unknown_tag"),
+        Refused::TagMoved { .. } => (StatusCode::CONFLICT, "tag_moved"),
+        Refused::Pinned(_) => (StatusCode::CONFLICT, "pinned"),
+        Refused::NoSuchMove { .. } => (StatusCode::NOT_FOUND, "unknown_change"),
+        Refused::NothingBefore(_) => (StatusCode::NOT_FOUND, "nothing_before"),
+        Refused::NameTaken(_) => (StatusCode::CONFLICT, "name_taken"),
+        Refused::UnknownAlias(_) => (StatusCode::NOT_FOUND, "unknown_alias"),
+        Refused::NoRule(_) => (StatusCode::NOT_FOUND, "no_rule"),
+        Refused::BadRule { .. } => (StatusCode::BAD_REQUEST, "bad_rule"),
     }
 }
 

@@ -110,6 +110,8 @@ impl Manifest {
         Self { schema_version: 2, media_type: MANIFEST_TYPE.to_owned(), config, layers }
     }
 
+    /// What a registry of a mesh takes for a manifest is part of what its log means, and it asks here: what is read, and
+    /// what is not, must stay so.
     pub fn parse(bytes: &[u8]) -> serde_json::Result<Self> {
         // Ollama reads the first value, whatever follows it.
         Self::deserialize(&mut serde_json::Deserializer::from_slice(bytes))

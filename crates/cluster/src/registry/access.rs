@@ -18,13 +18,15 @@ pub enum Actor {
     User { node: NodeId, uid: u32 },
     /// A caller of a node's API with a key.
     Key { node: NodeId, key: KeyId },
+    /// A caller of a node's API who needs no key.
+    Anonymous { node: NodeId },
 }
 
 impl Actor {
     /// The node that took the command and signed for it.
     pub fn node(&self) -> NodeId {
         match self {
-            Self::Node(node) | Self::User { node, .. } | Self::Key { node, .. } => *node,
+            Self::Node(node) | Self::User { node, .. } | Self::Key { node, .. } | Self::Anonymous { node } => *node,
         }
     }
 }
@@ -35,6 +37,7 @@ impl fmt::Display for Actor {
             Self::Node(node) => write!(f, "node {node}"),
             Self::User { node, uid } => write!(f, "user {uid} at {node}"),
             Self::Key { node, key } => write!(f, "key {key} at {node}"),
+            Self::Anonymous { node } => write!(f, "someone at {node}"),
         }
     }
 }
@@ -64,15 +67,38 @@ impl Registry {
             match self.key(key) {
                 None => return Err(Refused::UnknownKey(key.clone())),
                 Some(found) if found.expired(*at) => return deny("the key has expired"),
-                Some(found) if !found.scopes.allows(Scope::Admin) => return deny("the key has no `admin` scope"),
+                Some(found) if !found.scopes.allows(needed(verb)) => {
+                    return deny(&format!("the key has no `{}` scope", needed(verb)));
+                }
                 Some(_) => {}
             }
+        }
+        if let Actor::Anonymous { .. } = by {
+            // What Ollama lets everybody do who reaches it, as far as this mesh does.
+            let ollamas = matches!(verb, Verb::AddVersion { .. } | Verb::SetTag { .. } | Verb::DeleteTag { .. });
+            return match member.role {
+                Role::Node if ollamas && self.settings.anonymous().allows(Scope::Models) => Ok(()),
+                Role::Node => deny("it takes a key"),
+                Role::Worker => deny("a worker acts on its own machine alone"),
+            };
         }
         match verb {
             Verb::SetAddresses { node, .. } if *by == Actor::Node(*node) => Ok(()),
             Verb::SetAddresses { .. } => deny("a node alone says where it can be reached"),
             Verb::RemoveMember { node } | Verb::SetDrain { node, .. } if *node == origin => Ok(()),
+            // Whoever has a model may say so. What is called by its name is another matter.
+            Verb::AddVersion { tag: None, .. } => Ok(()),
             _ if member.role == Role::Worker => deny("a worker acts on its own machine alone"),
+            // Nodes catalogue what they find and take out what nobody needs. They make a tag where there is none, and can
+            // neither move nor delete one.
+            Verb::AddVersion { .. } | Verb::ForgetVersions { .. } if matches!(by, Actor::Node(_)) => Ok(()),
+            // It is the leader's work, but who leads is no part of the registry: any voter may. One that is hostile can
+            // have what is catalogued copied to where nobody wants it, and taken away from where it was wanted; it cannot
+            // change what is behind a name, nor have a node take something that is not catalogued.
+            Verb::Assign { .. } => match by {
+                Actor::Node(_) if self.seats.voters.contains(&member.raft) => Ok(()),
+                _ => deny("only nodes that vote give versions to nodes"),
+            },
             Verb::AddMember(proof) => self.judge_proof(proof, origin),
             _ if matches!(by, Actor::Node(_)) => deny("only people and keys change this"),
             _ => Ok(()),
@@ -86,5 +112,38 @@ impl Registry {
         let mesh = self.mesh().map(|mesh| mesh.id).ok_or(Refused::TokenProof)?;
         let signed = verify(proof.token.as_node_id(), &proof.signed_bytes(mesh), &proof.signature);
         if signed { Ok(()) } else { Err(Refused::TokenProof) }
+    }
+}
+
+/// What a key must open for whoever asks with it.
+fn needed(verb: &Verb) -> Scope {
+    match verb {
+        Verb::AddVersion { .. }
+        | Verb::SetTag { .. }
+        | Verb::DeleteTag { .. }
+        | Verb::RestoreTag { .. }
+        | Verb::PinTag { .. }
+        | Verb::RollbackTag { .. }
+        | Verb::SetAlias { .. }
+        | Verb::RemoveAlias { .. }
+        | Verb::Place { .. }
+        | Verb::Unplace { .. }
+        | Verb::ForgetVersions { .. } => Scope::Models,
+        Verb::Found { .. }
+        | Verb::AddMember(_)
+        | Verb::RemoveMember { .. }
+        | Verb::SetAddresses { .. }
+        | Verb::SetLabels { .. }
+        | Verb::SetDrain { .. }
+        | Verb::CreateToken { .. }
+        | Verb::RevokeToken { .. }
+        | Verb::SetConfig { .. }
+        | Verb::ResetConfig { .. }
+        | Verb::RollbackConfig { .. }
+        | Verb::CreateKey { .. }
+        | Verb::RevokeKey { .. }
+        | Verb::EnrollBackend { .. }
+        | Verb::RemoveBackend { .. }
+        | Verb::Assign { .. } => Scope::Admin,
     }
 }

@@ -1,11 +1,9 @@
 //! Enrolled backends: Ollamas on machines without a node, and which node stands before each.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 use types::{NodeId, NodeName, Role, UnixMillis};
 
-use super::{Mesh, Refused, Registry};
+use super::{Refused, Registry};
 
 const BACKENDS_MAX: usize = 1_024;
 /// A scheme, the longest name of a host, and a port.
@@ -19,55 +17,6 @@ pub struct Enrolled {
     /// The one node that may stand before it; any that can, where there is none.
     pub node: Option<NodeId>,
     pub enrolled_at: UnixMillis,
-}
-
-/// The mesh, nothing before the first command, and what came after the first release.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "Stored", into = "Stored")]
-pub(super) struct Ground {
-    pub(super) mesh: Option<Mesh>,
-    pub(super) backends: BTreeMap<NodeName, Enrolled>,
-}
-
-/// On disks and wires. The first two variants have the bytes of the `Option` that stood here in the first release, and
-/// are written for as long as there is nothing to put into a section. An older release stops at the third, as at any
-/// command it does not know.
-#[derive(Serialize, Deserialize)]
-enum Stored {
-    Nothing,
-    Mesh(Mesh),
-    Extended(Option<Mesh>, Vec<Section>),
-}
-
-/// What a release added. Variants are only ever added at the end.
-#[derive(Serialize, Deserialize)]
-enum Section {
-    Backends(BTreeMap<NodeName, Enrolled>),
-}
-
-impl From<Ground> for Stored {
-    fn from(Ground { mesh, backends }: Ground) -> Self {
-        match mesh {
-            _ if !backends.is_empty() => Self::Extended(mesh, vec![Section::Backends(backends)]),
-            None => Self::Nothing,
-            Some(mesh) => Self::Mesh(mesh),
-        }
-    }
-}
-
-impl From<Stored> for Ground {
-    fn from(stored: Stored) -> Self {
-        let (mesh, sections) = match stored {
-            Stored::Nothing => (None, Vec::new()),
-            Stored::Mesh(mesh) => (Some(mesh), Vec::new()),
-            Stored::Extended(mesh, sections) => (mesh, sections),
-        };
-        let mut ground = Self { mesh, ..Self::default() };
-        for Section::Backends(backends) in sections {
-            ground.backends = backends;
-        }
-        ground
-    }
 }
 
 impl Registry {

@@ -1,10 +1,14 @@
 //! What can be asked of the registry, and what it answers. Variants are only ever added at the end: a node that meets
 //! one it does not know stops, since skipping it would make its state differ.
 
+use std::collections::BTreeSet;
+
+use ollama::{Digest, ModelName};
 use serde::{Deserialize, Serialize};
 use types::{Label, MeshId, NodeId, NodeName, RaftId, RequestId, Role, UnixMillis};
 
-use super::{Actor, Addresses, ApiKey, Candidate, JoinToken, KeyId, Proof, TokenId};
+use super::{Actor, Addresses, ApiKey, Candidate, Expect, JoinToken, KeyId, Piece, Proof, Rule, TokenId};
+use crate::Verbatim;
 
 /// One entry of the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,7 +22,8 @@ pub struct Command {
 
 impl codec::Record for Command {
     const VERSION: u8 = 1;
-    const LIMIT: usize = 32 << 10;
+    /// The longest manifest and its layers, with room for who asks. What a node may ask for is less (`protocol`).
+    const LIMIT: usize = 64 << 10;
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +87,56 @@ pub enum Verb {
     RemoveBackend {
         name: NodeName,
     },
+    /// A version of a model, known by the digest of its manifest, and what its layers are called where they travel. A
+    /// tag is made only where there is none, and left alone otherwise.
+    AddVersion {
+        manifest: Verbatim,
+        layers: Vec<Piece>,
+        tag: Option<ModelName>,
+    },
+    SetTag {
+        name: ModelName,
+        version: Digest,
+        expect: Expect,
+    },
+    DeleteTag {
+        name: ModelName,
+    },
+    RestoreTag {
+        name: ModelName,
+    },
+    PinTag {
+        name: ModelName,
+        pinned: bool,
+    },
+    /// To what it was by the change at this index, or before its last change.
+    RollbackTag {
+        name: ModelName,
+        to: Option<u64>,
+    },
+    SetAlias {
+        alias: ModelName,
+        to: ModelName,
+    },
+    RemoveAlias {
+        alias: ModelName,
+    },
+    Place {
+        name: ModelName,
+        rule: Rule,
+    },
+    Unplace {
+        name: ModelName,
+    },
+    /// Which nodes should have which versions; of others nothing is said.
+    Assign {
+        versions: Vec<(Digest, BTreeSet<NodeId>)>,
+    },
+    /// Of versions nobody needs. Whoever adds one is about to put a tag on it: so only of those that have been there for
+    /// a while.
+    ForgetVersions {
+        versions: Vec<Digest>,
+    },
 }
 
 pub type Outcome = Result<Done, Refused>;
@@ -139,4 +194,34 @@ pub enum Refused {
     UnknownBackend(NodeName),
     #[error("this name or URL is enrolled already, as `{0}`")]
     BackendTaken(NodeName),
+    #[error("this is no version of a model: {why}")]
+    BadVersion { why: String },
+    #[error("layer `{layer}` is known to be something else, by the word of node `{by}`")]
+    Contradicts { layer: Digest, by: NodeId },
+    #[error("there is no version `{0}`")]
+    UnknownVersion(Digest),
+    #[error("version `{version}` is in use by `{tag}`")]
+    InUse { version: Digest, tag: Box<ModelName> },
+    #[error("there is no tag `{0}`")]
+    UnknownTag(ModelName),
+    #[error("tag `{name}` is not where it was expected, but {}", place_of(.found))]
+    TagMoved { name: Box<ModelName>, found: Option<Digest> },
+    #[error("tag `{0}` is pinned")]
+    Pinned(ModelName),
+    #[error("tag `{tag}` has no change at index {index} in its history")]
+    NoSuchMove { tag: Box<ModelName>, index: u64 },
+    #[error("tag `{0}` was nothing else before")]
+    NothingBefore(ModelName),
+    #[error("`{0}` is a tag or an alias already")]
+    NameTaken(ModelName),
+    #[error("there is no alias `{0}`")]
+    UnknownAlias(ModelName),
+    #[error("`{0}` has no rule")]
+    NoRule(ModelName),
+    #[error("this is no rule: {why}")]
+    BadRule { why: String },
+}
+
+fn place_of(version: &Option<Digest>) -> String {
+    version.map_or_else(|| "gone".to_owned(), |version| format!("on `{version}`"))
 }

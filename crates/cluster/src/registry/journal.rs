@@ -1,9 +1,12 @@
 //! What was asked, by whom, and what became of it: the registry's own short memory for people and for the audit.
 
-use serde::{Deserialize, Serialize};
-use types::UnixMillis;
+use std::collections::BTreeSet;
 
-use super::{Actor, Command, Outcome, Registry, Verb};
+use ollama::Digest;
+use serde::{Deserialize, Serialize};
+use types::{Label, UnixMillis};
+
+use super::{Actor, Command, Outcome, Registry, Replicas, Rule, Verb};
 
 /// At the limit the oldest entry is dropped; the audit log of a node keeps more.
 const ENTRIES_MAX: usize = 256;
@@ -58,5 +61,49 @@ fn describe(verb: &Verb) -> String {
         Verb::EnrollBackend { name, url, node: None } => format!("enroll backend {name} at {url}"),
         Verb::EnrollBackend { name, url, node: Some(node) } => format!("enroll backend {name} at {url} behind {node}"),
         Verb::RemoveBackend { name } => format!("remove backend {name}"),
+        Verb::AddVersion { manifest, tag: None, .. } => format!("add version {}", Digest::of(manifest)),
+        Verb::AddVersion { manifest, tag: Some(name), .. } => {
+            format!("add version {}, as {name} if there is none", Digest::of(manifest))
+        }
+        Verb::SetTag { name, version, .. } => format!("tag {version} as {name}"),
+        Verb::DeleteTag { name } => format!("delete tag {name}"),
+        Verb::RestoreTag { name } => format!("restore tag {name}"),
+        Verb::PinTag { name, pinned } => format!("{} tag {name}", if *pinned { "pin" } else { "unpin" }),
+        Verb::RollbackTag { name, to: None } => format!("roll tag {name} back"),
+        Verb::RollbackTag { name, to: Some(to) } => format!("roll tag {name} back to its version at {to}"),
+        Verb::SetAlias { alias, to } => format!("alias {alias} for {to}"),
+        Verb::RemoveAlias { alias } => format!("remove alias {alias}"),
+        Verb::Place { name, rule } => format!("place {name} on {}", place(rule)),
+        Verb::Unplace { name } => format!("take back the rule of {name}"),
+        Verb::Assign { versions } => {
+            let told = versions.iter().map(|(version, nodes)| format!("{version} to {} nodes", nodes.len()));
+            format!("assign {}", told.collect::<Vec<_>>().join(", "))
+        }
+        Verb::ForgetVersions { versions } => {
+            let told: Vec<_> = versions.iter().map(ToString::to_string).collect();
+            format!("forget {}", told.join(", "))
+        }
     }
+}
+
+fn place(rule: &Rule) -> String {
+    let Rule { replicas, on, never, warm, pin } = rule;
+    let mut told = match replicas {
+        Replicas::All => "all nodes".to_owned(),
+        Replicas::Count(count) => format!("{count} nodes"),
+    };
+    let labels = |labels: &BTreeSet<Label>| labels.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    if !on.is_empty() {
+        told += &format!(" with {}", labels(on));
+    }
+    if !never.is_empty() {
+        told += &format!(" without {}", labels(never));
+    }
+    if *warm > 0 {
+        told += &format!(", {warm} warm");
+    }
+    if *pin {
+        told += ", pinned";
+    }
+    told
 }

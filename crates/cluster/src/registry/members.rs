@@ -193,6 +193,7 @@ impl Registry {
         }
         let removed = Removed { name: member.name.clone(), at, by: by.clone() };
         self.members.remove(node);
+        self.unassign_all(node);
         self.removed.insert(*node, removed);
         Ok(())
     }

@@ -427,3 +427,5 @@ fn a_registry_has_the_bytes_it_always_had_until_it_has_backends() {
     let again: Registry = codec::decode(&after).unwrap();
     assert_eq!((again.hash(), &again), (log.registry.hash(), &log.registry));
 }
+
+mod catalogue;
