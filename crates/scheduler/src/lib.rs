@@ -13,6 +13,7 @@ mod decide;
 mod estimate;
 mod host;
 mod owners;
+pub mod placement;
 mod rendezvous;
 mod time;
 mod work;
