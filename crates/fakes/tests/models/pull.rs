@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use fakes::registry::{self, Fault, Step, Storage};
 use fakes::{Config, Ollama, Registry, Release, Transfer};
@@ -92,8 +93,7 @@ async fn parts_that_break_are_gone_on_with_where_they_broke() {
 async fn a_pull_whose_client_goes_is_gone_on_with_by_the_next_fake() {
     let folder = tempfile::tempdir().unwrap();
     let (registry, release, name) = registry().await;
-    // In one part, and with a long patience: the stall is for the client to end.
-    let transfer = Transfer { part_bytes_min: 1 << 30, stall: LIMIT, ..QUICK };
+    let transfer = Transfer { part_bytes_min: 1 << 30, ..QUICK };
     let config = Config { folder: Some(folder.path().to_owned()), transfer, ..Config::default() };
     let ollama = Ollama::start(config.clone()).await.unwrap();
     registry.faults().next(1, Step::Data, Fault::Stall { at: 100_000 });
@@ -126,16 +126,16 @@ async fn two_pulls_of_one_blob_are_one_download() {
     let (registry, release, name) = registry().await;
     registry.publish("other:1b", &release).unwrap();
     let ollama = start(folder.path()).await;
-    registry.faults().always(Step::Data, Fault::Stall { at: 1000 });
+    // Slow enough that the second comes while the first is at it.
+    registry.faults().always(Step::Data, Fault::Slow { rate: 40_000 });
     let other = registry.name_of("other:1b").unwrap();
-    let pulls = futures::future::join(pull(&ollama, &name), pull(&ollama, &other));
-    let release_both = async {
-        // As many parts as a blob has at most at once, though two ask for it.
-        registry.until(|asked| asked.sending == 16 && asked.manifests == 2, LIMIT).await.unwrap();
-        registry.faults().clear();
+    let second = async {
+        registry.until(|asked| asked.sending == 16, LIMIT).await.unwrap();
+        pull(&ollama, &other).await
     };
-    let ((one, two), ()) = futures::future::join(pulls, release_both).await;
+    let (one, two) = futures::future::join(pull(&ollama, &name), second).await;
     assert!(is_success(&one) && is_success(&two), "{one:?} {two:?}");
+    // As many parts as a blob has at most at once, though two asked for it.
     assert_eq!(registry.asked().sending_max, 16);
     for blob in release.blobs() {
         assert_eq!(registry.taken(&blob.digest).bytes, blob.content.size(), "{}", blob.kind);
@@ -147,7 +147,9 @@ async fn two_pulls_of_one_blob_are_one_download() {
 async fn one_of_two_may_go_and_the_other_still_has_it() {
     let folder = tempfile::tempdir().unwrap();
     let (registry, release, name) = registry().await;
-    let ollama = start(folder.path()).await;
+    let transfer = Transfer { stall: Duration::from_millis(200), ..QUICK };
+    let config = Config { folder: Some(folder.path().to_owned()), transfer, ..Config::default() };
+    let ollama = Ollama::start(config).await.unwrap();
     registry.faults().always(Step::Data, Fault::Stall { at: 1000 });
     let body = json!({ "model": name, "insecure": true }).to_string();
     let first = begin(&ollama, "POST /api/pull", body.as_bytes()).await;
