@@ -179,7 +179,14 @@ impl Manifest {
 
     /// As Ollama writes one that was made here, with the end of its line.
     pub(crate) fn bytes(&self) -> Vec<u8> {
-        let described = |layer: &Layer| json!({ "mediaType": layer.media_type, "digest": layer.digest.to_string(), "size": layer.size });
+        let described = |layer: &Layer| {
+            let mut described =
+                json!({ "mediaType": layer.media_type, "digest": layer.digest.to_string(), "size": layer.size });
+            if let Some(from) = &layer.from {
+                described["from"] = from.as_str().into();
+            }
+            described
+        };
         let layers: Vec<Value> = self.layers.iter().map(described).collect();
         let manifest = json!({
             "schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": described(&self.config), "layers": layers

@@ -1,17 +1,17 @@
 //! What is pushed is what another can pull.
 
-use fakes::registry::{self, Fault, Step, Storage};
+use fakes::registry::{self as upstream, Fault, Step, Storage};
 use fakes::{Config, Ollama, Registry, Release};
 use serde_json::json;
 
-use crate::client::{QUICK, ask, digests, error, holds_exactly, is_success, lines, pull, status};
+use crate::client::{QUICK, ask, digests, error, holds_exactly, is_success, lines, pull, registry, status};
 
 #[tokio::test]
 async fn what_one_pushes_another_pulls() {
     for storage in [Storage::Elsewhere, Storage::Here] {
         let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let token = Some("secret".to_owned());
-        let config = registry::Config { storage, token, ..registry::Config::default() };
+        let config = upstream::Config { storage, token, ..upstream::Config::default() };
         let registry = Registry::start(config).await.unwrap();
         let release = Release::made(1, 300_000);
         let name = registry.name_of("me/mine:1b").unwrap();
@@ -40,9 +40,26 @@ async fn what_one_pushes_another_pulls() {
 }
 
 #[tokio::test]
+async fn what_a_model_has_from_another_is_mounted_rather_than_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    let (registry, release, name) = registry().await;
+    let config = Config { folder: Some(folder.path().to_owned()), transfer: QUICK, ..Config::default() };
+    let ollama = Ollama::start(config).await.unwrap();
+    assert!(is_success(&pull(&ollama, &name).await));
+    let mine = registry.name_of("me/mine:1b").unwrap();
+    let body = json!({ "model": mine, "from": name, "system": "Be brief." });
+    assert!(is_success(&lines(&ollama, "/api/create", &body).await));
+    assert!(is_success(&lines(&ollama, "/api/push", &json!({ "model": mine, "insecure": true })).await));
+    let pushed = registry.asked().pushed;
+    // All layers but the new one; the configuration is of nobody.
+    assert_eq!((pushed.mounts, pushed.uploads), (release.blobs().len() as u64 - 1, 2));
+    assert!(pushed.bytes < 1000, "{pushed:?}");
+}
+
+#[tokio::test]
 async fn a_push_that_cannot_be_says_so() {
     let folder = tempfile::tempdir().unwrap();
-    let registry = Registry::start(registry::Config::default()).await.unwrap();
+    let registry = Registry::start(upstream::Config::default()).await.unwrap();
     let name = registry.name_of("me/mine:1b").unwrap();
     Release::made(1, 0).install(folder.path(), &name).unwrap();
     let config = Config { folder: Some(folder.path().to_owned()), transfer: QUICK, ..Config::default() };
