@@ -15,7 +15,7 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 
 /// The product's crates: each uses crates of lower numbers only, so that no two can come to need each other. `testkit`
 /// puts the product's parts together for tests and stands above what it tests; nothing is built on it.
-const LAYERS: [(&str, u8); 18] = [
+const LAYERS: [(&str, u8); 19] = [
     ("omx", 7),
     ("gateway", 6),
     ("node", 5),
@@ -23,6 +23,7 @@ const LAYERS: [(&str, u8); 18] = [
     ("models", 4),
     ("testkit", 4),
     ("agent", 3),
+    ("blobs", 3),
     ("cluster", 3),
     ("engine", 3),
     ("openai", 3),
