@@ -2,6 +2,9 @@
 //!
 //! A connection belongs to whoever reads its answer: dropped before the end it is closed, and the other side stops
 //! working. Read to the end it goes back to where the next request finds it. There is no task, so none to leak.
+//!
+//! It stays with the runtime it was made in, whose thread hears of its bytes: used from another, each of them would wake
+//! two.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -18,6 +21,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::runtime::{Handle, Id};
 use tokio::time::{Instant, timeout};
 
 /// What HTTP can be spoken over.
@@ -29,6 +33,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
 const IDLE_MAX: usize = 64;
 /// Kept for so long. Servers close what idles too, and a request on a connection that is just being closed is lost.
 const IDLE_FOR: Duration = Duration::from_secs(30);
+
 #[derive(Debug)]
 pub(crate) struct Pool<K> {
     idle: Arc<Idle<K>>,
@@ -39,6 +44,7 @@ struct Idle<K>(Mutex<Vec<(K, Connection, Instant)>>);
 
 #[derive(Debug)]
 struct Connection {
+    home: Id,
     sender: SendRequest<Whole>,
     driver: Driver,
 }
@@ -81,8 +87,9 @@ impl<K: Clone + PartialEq> Pool<K> {
         dial: impl Future<Output = io::Result<S>>,
     ) -> Result<Response<Answer<K>>, Error> {
         let mut request = request;
-        while let Some(mut kept) = self.idle.take(&key) {
-            let Connection { sender, driver } = &mut kept;
+        let home = Handle::current().id();
+        while let Some(mut kept) = self.idle.take(&key, home) {
+            let Connection { sender, driver, .. } = &mut kept;
             // Nobody has seen yet what became of it while it idled.
             if driver.is_over().await || driver.drive(sender.ready()).await.is_err() {
                 continue;
@@ -99,7 +106,7 @@ impl<K: Clone + PartialEq> Pool<K> {
         }
         let stream = timeout(connect_max, dial).await.map_err(|_| Error::Late(connect_max))?.map_err(Error::Connect)?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(Error::Broken)?;
-        let mut fresh = Connection { sender, driver: Driver::of(connection) };
+        let mut fresh = Connection { home, sender, driver: Driver::of(connection) };
         let response = fresh.driver.drive(fresh.sender.send_request(request)).await.map_err(Error::Broken)?;
         Ok(self.answer(key, fresh, response))
     }
@@ -152,11 +159,11 @@ impl fmt::Debug for Driver {
 }
 
 impl<K: PartialEq> Idle<K> {
-    fn take(&self, key: &K) -> Option<Connection> {
+    fn take(&self, key: &K, home: Id) -> Option<Connection> {
         let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         idle.retain(|(_, connection, since)| since.elapsed() < IDLE_FOR && !connection.sender.is_closed());
         // The one used last is the one least likely to be closed by the other side.
-        let at = idle.iter().rposition(|(kept, ..)| kept == key)?;
+        let at = idle.iter().rposition(|(kept, connection, _)| kept == key && connection.home == home)?;
         Some(idle.remove(at).1)
     }
 

@@ -3,7 +3,8 @@
 //! HTTP only. What a node is and does is `node::Api`; this crate knows how callers are told apart, what they may ask,
 //! and how their questions and the answers look. It holds no state of the mesh.
 //!
-//! A request goes: connection limits and deadlines, and TLS (`serve`, `pace`, `crowd`, `tls`), framing (`framing`), host
+//! A request goes: connection limits and deadlines, a thread to stay on, and TLS (`serve`,
+//! `pace`, `crowd`, `lanes`, `tls`), framing (`framing`), host
 //! and origin (`host`, `cors`), route (`table`), caller and scope (`access`), the limits of its key (`quota`), body limit and
 //! deadline (`route`), the route's function (`admin`, `health`, `ollama`, `openai`).
 
@@ -19,6 +20,7 @@ mod failure;
 mod framing;
 mod health;
 mod host;
+mod lanes;
 mod listen;
 mod metrics;
 mod ollama;

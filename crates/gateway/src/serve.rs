@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::access::Peer;
 use crate::crowd::{Crowd, Room};
 use crate::face::{Face, Service};
+use crate::lanes::Lanes;
 use crate::pace::{Answer, Pace, Paced};
 use crate::tls::Tls;
 use crate::{socket, table};
@@ -54,17 +55,20 @@ impl Task {
         let Self { face, tcp, tls, socket } = self;
         let service = table::service(face.clone());
         let (limits, shutdown) = (face.limits(), face.shutdown());
+        let lanes = &Lanes::start().await;
         let open = async {
             let crowd = Crowd::new(limits.connections, limits.connections_per_ip);
             match tls {
-                Some(tls) => receive(Encrypted { tcp, acceptor: tls.acceptor() }, crowd, &service, shutdown).await,
-                None => receive(tcp, crowd, &service, shutdown).await,
+                Some(tls) => {
+                    receive(Encrypted { tcp, acceptor: tls.acceptor() }, crowd, lanes, &service, shutdown).await
+                }
+                None => receive(tcp, crowd, lanes, &service, shutdown).await,
             }
         };
         let local = async {
             if let Some(socket) = socket {
                 let crowd = Crowd::new(LOCAL_CONNECTIONS_MAX, LOCAL_CONNECTIONS_MAX);
-                receive(socket, crowd, &service, shutdown).await;
+                receive(socket, crowd, lanes, &service, shutdown).await;
             }
         };
         futures::join!(open, local);
@@ -83,6 +87,9 @@ trait Entrance {
     /// May be dropped at any time.
     fn next(&self) -> impl Future<Output = io::Result<(Self::Raw, Peer)>> + Send;
 
+    /// Gives it to the runtime that is entered.
+    fn hand_over(raw: Self::Raw) -> io::Result<Self::Raw>;
+
     /// Takes as long as the client likes: it belongs to the connection's own task, below its deadlines.
     fn greet(&self, raw: Paced<Self::Raw>) -> Self::Greeting;
 }
@@ -100,6 +107,10 @@ impl Entrance for TcpListener {
                 return Ok((stream, Peer::Tcp { remote, local }));
             }
         }
+    }
+
+    fn hand_over(raw: TcpStream) -> io::Result<TcpStream> {
+        TcpStream::from_std(raw.into_std()?)
     }
 
     fn greet(&self, raw: Paced<TcpStream>) -> Self::Greeting {
@@ -123,6 +134,10 @@ impl Entrance for Encrypted {
         self.tcp.next().await
     }
 
+    fn hand_over(raw: TcpStream) -> io::Result<TcpStream> {
+        TcpListener::hand_over(raw)
+    }
+
     fn greet(&self, raw: Paced<TcpStream>) -> Self::Greeting {
         self.acceptor.accept(raw)
     }
@@ -138,6 +153,10 @@ impl Entrance for socket::Door {
         Ok((stream, Peer::Socket { uid }))
     }
 
+    fn hand_over(raw: socket::Stream) -> io::Result<socket::Stream> {
+        socket::Stream::from_std(raw.into_std()?)
+    }
+
     fn greet(&self, raw: Paced<socket::Stream>) -> Self::Greeting {
         future::ready(Ok(raw))
     }
@@ -146,6 +165,7 @@ impl Entrance for socket::Door {
 async fn receive<E: Entrance>(
     entrance: E,
     mut crowd: Crowd<task::Id, AbortHandle>,
+    lanes: &Lanes,
     service: &Service,
     shutdown: &CancellationToken,
 ) {
@@ -186,9 +206,22 @@ async fn receive<E: Entrance>(
                 continue;
             }
         }
+        let lane = lanes.emptiest();
+        let handed_over = {
+            let _entered = lane.enter();
+            E::hand_over(stream)
+        };
+        let stream = match handed_over {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be served");
+                continue;
+            }
+        };
         let pace = Arc::new(Pace::new(Instant::now()));
         let greeting = entrance.greet(Paced { stream, pace: pace.clone() });
-        let handle = connections.spawn(converse(greeting, peer, pace.clone(), service.clone(), shutdown.clone()));
+        let conversation = converse(greeting, peer, pace.clone(), service.clone(), shutdown.clone());
+        let handle = connections.spawn_on(conversation, lane);
         crowd.enter(handle.id(), source, pace, handle);
     }
     // No more are taken from here on; those that run have their own ends.

@@ -62,7 +62,7 @@ impl Rig {
         let stop = shutdown.clone();
         server.spawn(async move {
             let crowd = Crowd::new(limits.connections, limits.connections_per_ip);
-            receive(tcp, crowd, &service, &stop).await;
+            receive(tcp, crowd, &Lanes::start().await, &service, &stop).await;
         });
         Self { address, shutdown, go, asked, face, server, solo }
     }
