@@ -101,6 +101,23 @@ pub enum Action {
     },
 }
 
+/// What the backend and those that wait before it need, whoever comes or goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Care {
+    /// Between two looks at the backend.
+    pub pause: Duration,
+    /// When the next one that waits can no longer start in time.
+    pub expiry: Option<Moment>,
+}
+
+impl Care {
+    /// Whether somebody who waits for the other would come too late for this.
+    pub fn is_sooner_than(&self, other: &Self) -> bool {
+        let expires_sooner = self.expiry.is_some_and(|expiry| other.expiry.is_none_or(|other| expiry < other));
+        self.pause < other.pause || expires_sooner
+    }
+}
+
 /// How a request is sent in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Start {
@@ -199,6 +216,8 @@ const SILENCE_UNMEASURED: Duration = Duration::from_secs(330);
 const SILENCE_MIN: Duration = Duration::from_secs(10);
 /// A cold request that has waited this many times its load is passed by warm ones no more.
 const PATIENCE_LOADS: f64 = 3.0;
+/// While a load is under way its end is of interest.
+const LOADING_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 impl Shelf {
     fn is_resident(&self) -> bool {
@@ -312,7 +331,7 @@ impl Desk {
         self.version = Some(version.to_owned());
     }
 
-    pub fn is_loading(&self) -> bool {
+    fn is_loading(&self) -> bool {
         self.shelves.values().any(Shelf::is_loading)
     }
 
@@ -549,12 +568,11 @@ impl Desk {
         self.health.drain(draining);
     }
 
-    pub fn pause(&self) -> Duration {
-        self.health.pause(self.running() > 0)
-    }
-
-    pub fn next_expiry(&self) -> Option<Moment> {
-        self.queue.next_expiry()
+    pub fn care(&self) -> Care {
+        let is_busy = self.shelves.values().any(|shelf| !shelf.slots.running().is_empty());
+        let pause = self.health.pause(is_busy);
+        let pause = if self.is_loading() { pause.min(LOADING_PAUSE_MAX) } else { pause };
+        Care { pause, expiry: self.queue.next_expiry() }
     }
 
     pub fn tick(&mut self, now: Moment) -> Vec<Action> {

@@ -15,7 +15,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
 use crate::backend::{self, Backend, FindWay};
-use crate::desk::{Action, Ask, Config, Desk, Ending, Facts, Refusal, Start};
+use crate::desk::{Action, Ask, Care, Config, Desk, Ending, Facts, Refusal, Start};
 use crate::error::Error;
 use crate::lines::Lines;
 use crate::state::State;
@@ -50,6 +50,8 @@ struct Inside {
     desk: Desk,
     /// One for each job of the desk, and removed with it.
     seats: BTreeMap<Ticket, Signals>,
+    /// What the task waits for; before its first round nothing is.
+    awaited: Option<Care>,
 }
 
 /// Receivers may be gone; then nobody wants to know.
@@ -120,7 +122,7 @@ const TAIL_BYTES_MAX: usize = 1 << 20;
 
 /// The agent before the backend that `find` leads to. Nothing happens until the task runs.
 pub fn new(config: Config, find: FindWay) -> (Handle, Task) {
-    let inside = Mutex::new(Inside { desk: Desk::new(config), seats: BTreeMap::new() });
+    let inside = Mutex::new(Inside { desk: Desk::new(config), seats: BTreeMap::new(), awaited: None });
     let backend = Backend::new(find);
     let handle = Handle(Arc::new(Shared {
         inside,
@@ -244,10 +246,7 @@ impl Handle {
             sent = timeout(start.first_byte_max, sent) => match sent {
                 Ok(Ok(response)) => response,
                 Ok(Err(backend::Error::NoWay(why))) => return Err(Error::NoWay(why)),
-                Ok(Err(backend::Error::Send(error))) => {
-                    shared.nudge.notify_one();
-                    return Err(Error::Unreachable(error));
-                }
+                Ok(Err(backend::Error::Send(error))) => return Err(Error::Unreachable(error)),
                 Err(_) => return Err(Error::Silent(start.first_byte_max)),
             },
         };
@@ -255,7 +254,6 @@ impl Handle {
         if head.status.is_success() {
             let ticket = seat.ticket;
             seat.shared.act(|desk, now| desk.spoke(now, ticket));
-            seat.shared.nudge.notify_one();
         }
         let content_type = head.headers.get(CONTENT_TYPE).cloned();
         let is_lines = content_type.as_ref().is_some_and(|kind| kind.as_bytes().starts_with(b"application/x-ndjson"));
@@ -366,6 +364,26 @@ impl Shared {
         let mut inside = self.lock();
         let actions = decide(&mut inside.desk, now);
         inside.tell(actions);
+        self.wake_for(inside);
+    }
+
+    /// Wakes the task where it would come too late. It is another thread's as a rule, and requests come and go a
+    /// thousand times between two of its rounds.
+    fn wake_for(&self, mut inside: MutexGuard<'_, Inside>) {
+        let care = inside.desk.care();
+        if inside.awaited.is_some_and(|awaited| care.is_sooner_than(&awaited)) {
+            inside.awaited = Some(care);
+            drop(inside);
+            self.nudge.notify_one();
+        }
+    }
+
+    /// What the task is to wait for from here on.
+    pub(crate) fn await_care(&self) -> Care {
+        let mut inside = self.lock();
+        let care = inside.desk.care();
+        inside.awaited = Some(care);
+        care
     }
 
     pub(crate) fn ask<T>(&self, read: impl FnOnce(&Desk) -> T) -> T {
@@ -374,17 +392,13 @@ impl Shared {
 
     fn enter(self: &Arc<Self>, ask: Ask, asked_context: Option<u64>) -> Result<Seat, Error> {
         let now = self.now();
-        let has_limit = ask.work.deadline.is_some();
         let (fate_sender, fate) = oneshot::channel();
         let (lost_sender, lost) = oneshot::channel();
         let mut inside = self.lock();
         let (ticket, actions) = inside.desk.enter(now, ask, asked_context).map_err(Error::Refused)?;
         inside.seats.insert(ticket, Signals { fate: Some(fate_sender), lost: Some(lost_sender) });
         inside.tell(actions);
-        drop(inside);
-        if has_limit {
-            self.nudge.notify_one();
-        }
+        self.wake_for(inside);
         Ok(Seat { shared: self.clone(), ticket, fate, lost, ending: Ending::Cut { written: 0 } })
     }
 }

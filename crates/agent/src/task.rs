@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use crate::desk::Care;
 use crate::handle::Shared;
 
 /// Runs until it is dropped. Whoever drops it leaves the agent blind, not broken.
@@ -20,7 +21,7 @@ pub struct Task {
 const LIST_EVERY: Duration = Duration::from_secs(10);
 /// However often somebody asks for names nobody has heard of.
 const LIST_PAUSE_MIN: Duration = Duration::from_millis(500);
-/// Nudges come with every request; looks do not.
+/// Nudges come whenever they like; looks do not.
 const LOOK_PAUSE_MIN: Duration = Duration::from_millis(50);
 
 enum Event {
@@ -49,8 +50,7 @@ impl Task {
     }
 
     async fn event(&self, looked: Option<Instant>) -> Event {
-        let (pause, expiry, is_loading) = self.shared.ask(|desk| (desk.pause(), desk.next_expiry(), desk.is_loading()));
-        let pause = if is_loading { pause.min(Duration::from_secs(1)) } else { pause };
+        let Care { pause, expiry } = self.shared.await_care();
         let pause = if self.shared.list_wanted.load(Ordering::Acquire) { pause.min(LIST_PAUSE_MIN) } else { pause };
         let due = looked.map_or(Duration::ZERO, |looked| pause.max(LOOK_PAUSE_MIN).saturating_sub(looked.elapsed()));
         let expiry = expiry.map(|expiry| expiry.since(self.shared.now()).saturating_add(Duration::from_millis(1)));

@@ -235,10 +235,10 @@ fn what_can_no_longer_start_is_sent_away_when_its_time_has_come() {
     let (inside, _) = desk.enters(at(0), work(1));
     let deadline = Some(Duration::from_secs(5));
     let (late, _) = desk.enters(at(1000), Work { deadline, ..work(1) });
-    assert_eq!(desk.next_expiry(), Some(at(6000)));
+    assert_eq!(desk.care().expiry, Some(at(6000)));
     assert!(desk.tick(at(6000)).is_empty());
     assert_eq!(desk.tick(at(6001)), [Action::Refuse { ticket: late, why: Refusal::Late }]);
-    assert_eq!((desk.next_expiry(), desk.waiting()), (None, 0));
+    assert_eq!((desk.care().expiry, desk.waiting()), (None, 0));
     assert!(desk.end(at(7000), late, &CUT).is_empty(), "it has ended already");
     assert!(desk.end(at(7000), inside, &CUT).is_empty());
     assert_eq!(desk.running(), 0);
