@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::wire::{InvalidBody, decode};
+use crate::wire::{self, InvalidBody};
 
 /// A request to generate, chat, embed or show. A field of another type than it should have is as good as absent.
 #[derive(Debug, Clone, Default)]
@@ -33,7 +33,7 @@ impl Asked {
         if body.len() > SHORT && values(body) > VALUES_MAX {
             return Err(InvalidBody::Malformed(format!("a request holds at most {VALUES_MAX} values")));
         }
-        let mut fields: Map<String, Value> = decode(body)?;
+        let mut fields = wire::fields(body)?;
         let mut field = |name: &str| fields.remove(name).unwrap_or_default();
         // Show and its like took it as `name` once.
         let model = match field("model") {

@@ -15,7 +15,7 @@ pub use infer::{
     ChatRequest, ChatResponse, Common, DebugInfo, GenerateRequest, GenerateResponse, LogprobEntry, Message, Metrics,
     TokenLogprob, ToolCall, ToolFunction,
 };
-pub use json::{InvalidBody, decode, encode};
+pub use json::{InvalidBody, decode, encode, fields};
 pub use manage::{
     CopyRequest, DeleteRequest, Details, ListResponse, ListedModel, LoadedModel, PsResponse, ShowRequest, ShowResponse,
     TensorInfo, Version,

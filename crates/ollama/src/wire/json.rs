@@ -18,12 +18,18 @@ pub enum InvalidBody {
 
 /// Reads the first value of `body`, an object. What follows it is passed over, as is the case of its fields' names.
 pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, InvalidBody> {
+    T::deserialize(Value::Object(fields(body)?)).map_err(|error| InvalidBody::Malformed(error.to_string()))
+}
+
+/// The same where whatever stands in the fields will do. Their names are in lower case.
+pub fn fields(body: &[u8]) -> Result<Map<String, Value>, InvalidBody> {
     if body.iter().all(u8::is_ascii_whitespace) {
         return Err(InvalidBody::Missing);
     }
     let malformed = |error: serde_json::Error| InvalidBody::Malformed(in_go_words(&error, body));
     let fields = Map::deserialize(&mut serde_json::Deserializer::from_slice(body)).map_err(malformed)?;
-    T::deserialize(Value::Object(fold(fields))).map_err(|error| InvalidBody::Malformed(error.to_string()))
+    let is_folded = fields.keys().all(|name| !name.bytes().any(|byte| byte.is_ascii_uppercase()));
+    Ok(if is_folded { fields } else { fold(fields) })
 }
 
 /// One line without its end. What a browser could take for markup is escaped, as Go does.
