@@ -27,7 +27,7 @@ async fn main() -> anyhow::Result<()> {
         mdns: false,
         join: None,
         // It runs no models.
-        backend: Wanted { ollama: OllamaWanted::None, engine: EngineWanted::Off, program: None },
+        backend: Wanted { ollama: OllamaWanted::None, engine: EngineWanted::Off, slots: None, program: None },
     };
     let node = Node::start(config, |progress| println!("{progress:?}")).await?;
     let api = node.api();

@@ -6,9 +6,10 @@
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 
-use node::{Endpoint, EngineWanted, OllamaWanted};
+use node::{Endpoint, EngineWanted, OllamaWanted, SLOTS_MAX};
 use toml::de::{DeTable, DeValue};
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 use types::NodeName;
@@ -36,11 +37,12 @@ pub(crate) enum Key {
     TlsKey,
     Ollama,
     Engine,
+    Slots,
     Log,
 }
 
 impl Key {
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Name,
         Self::Api,
         Self::Mesh,
@@ -52,6 +54,7 @@ impl Key {
         Self::TlsKey,
         Self::Ollama,
         Self::Engine,
+        Self::Slots,
         Self::Log,
     ];
 
@@ -68,6 +71,7 @@ impl Key {
             Self::TlsKey => "tls_key",
             Self::Ollama => "ollama",
             Self::Engine => "engine",
+            Self::Slots => "slots",
             Self::Log => "log",
         }
     }
@@ -123,6 +127,8 @@ pub(crate) struct Settings {
     pub(crate) ollama: Setting<OllamaWanted>,
     /// Default: `auto`, which is where there is no Ollama.
     pub(crate) engine: Setting<EngineWanted>,
+    /// Requests that each Ollama runs at once. Default: it is learned.
+    pub(crate) slots: Setting<Option<NonZeroU16>>,
     /// Levels by target, as in `info,net=debug`.
     pub(crate) log: Setting<String>,
 }
@@ -190,12 +196,13 @@ impl File {
             let text = match value.get_ref() {
                 DeValue::String(text) => text.clone().into_owned(),
                 DeValue::Boolean(on) => on.to_string(),
+                DeValue::Integer(_) => text[value.span()].to_owned(),
                 other => {
                     return Err(Error::Bad {
                         place: place(key, Origin::File { line }, path),
                         value: text[value.span()].chars().take(100).collect(),
                         source: Reason(format!(
-                            "a text in quotes, `true` or `false` is needed, not of type {}",
+                            "a text in quotes, a whole number, `true` or `false` is needed, not of type {}",
                             other.type_str()
                         )),
                     });
@@ -237,6 +244,7 @@ impl Settings {
             tls_key: layers.path(Key::TlsKey)?,
             ollama: layers.setting(Key::Ollama, ollama, || OllamaWanted::Found(usual_ollama(&layers.environment)))?,
             engine: layers.setting(Key::Engine, engine, || EngineWanted::Auto)?,
+            slots: layers.setting(Key::Slots, slots, || None)?,
             log: layers.setting(Key::Log, levels, || LOG_DEFAULT.to_owned())?,
         })
     }
@@ -253,7 +261,7 @@ impl Settings {
     }
 
     /// Each key with its value as text and where that comes from.
-    pub(crate) fn rows(&self) -> [(Key, String, Origin); 12] {
+    pub(crate) fn rows(&self) -> [(Key, String, Origin); 13] {
         let name = self.name.value.as_ref().map_or_else(String::new, NodeName::to_string);
         let path = |path: &Option<PathBuf>| path.as_ref().map_or_else(String::new, |path| path.display().to_string());
         [
@@ -268,6 +276,7 @@ impl Settings {
             (Key::TlsKey, path(&self.tls_key.value), self.tls_key.origin),
             (Key::Ollama, ollama_text(&self.ollama.value), self.ollama.origin),
             (Key::Engine, engine_text(self.engine.value).to_owned(), self.engine.origin),
+            (Key::Slots, slots_text(self.slots.value), self.slots.origin),
             (Key::Log, self.log.value.clone(), self.log.origin),
         ]
     }
@@ -401,6 +410,18 @@ fn engine_text(wanted: EngineWanted) -> &'static str {
         EngineWanted::On => "on",
         EngineWanted::Off => "off",
     }
+}
+
+fn slots(text: &str) -> Result<Option<NonZeroU16>, Reason> {
+    match text.parse() {
+        _ if text == "auto" => Ok(None),
+        Ok(slots) if (1..=SLOTS_MAX).contains(&slots) => Ok(NonZeroU16::new(slots)),
+        Ok(_) | Err(_) => Err(Reason(format!("a number from 1 to {SLOTS_MAX} or `auto` is needed"))),
+    }
+}
+
+fn slots_text(slots: Option<NonZeroU16>) -> String {
+    slots.map_or_else(|| "auto".to_owned(), |slots| slots.to_string())
 }
 
 fn levels(text: &str) -> Result<String, Reason> {

@@ -86,6 +86,10 @@ pub(super) struct Up {
     /// Run models by the built-in engine: `on`, `off`, or `auto` where no Ollama is [env: OMX_ENGINE] [default: auto]
     #[arg(long, value_name = "on|off|auto")]
     engine: Option<String>,
+    /// Requests that each Ollama runs at once, as its OLLAMA_NUM_PARALLEL says: 1 to 32, or `auto` to learn it
+    /// [env: OMX_SLOTS] [default: auto]
+    #[arg(long, value_name = "N|auto")]
+    slots: Option<String>,
     /// What to log, such as `warn` or `info,net=debug` [env: OMX_LOG]
     #[arg(long, value_name = "LEVELS")]
     log: Option<String>,
@@ -140,6 +144,7 @@ impl Up {
             (Key::TlsKey, self.tls_key.clone()),
             (Key::Ollama, on(!self.ollama.is_empty(), &self.ollama.join(","))),
             (Key::Engine, self.engine.clone()),
+            (Key::Slots, self.slots.clone()),
             (Key::Log, self.log.clone().or(by_verbosity)),
         ];
         given.into_iter().filter_map(|(key, text)| Some((key, text?))).collect()

@@ -84,6 +84,7 @@ fn every_key_can_be_set_at_every_place() {
             Key::TlsCert | Key::TlsKey => ("/tls/a.pem", "'/tls/a.pem'"),
             Key::Ollama => ("http://attic:1", "'http://attic:1'"),
             Key::Engine => ("off", "'off'"),
+            Key::Slots => ("4", "4"),
             Key::Log => ("debug", "'debug'"),
         };
         let origin = |settings: Settings| {
@@ -131,6 +132,10 @@ fn a_bad_value_names_its_place_and_says_what_is_needed() {
         bad(&[], "\n\nmdns = 'yes'"),
         "error: `mdns` in line 3 of `d/omx.toml` cannot be `yes`\n  cause: `true` or `false` is needed\n"
     );
+    for wrong in ["0", "33", "-1", "four", ""] {
+        let told = bad(&[(Key::Slots, wrong.to_owned())], "");
+        assert!(told.contains("a number from 1 to 32 or `auto` is needed"), "{told}");
+    }
     assert!(bad(&[(Key::Name, "Über".to_owned())], "").contains("is not a node name"));
     assert!(bad(&[(Key::Log, "info,debgu".to_owned())], "").contains("`debgu` is none of `off`"));
     let variable = |name: &str| (name == "OMX_LOG").then(|| "net=loud".to_owned());
@@ -159,7 +164,7 @@ fn what_is_no_toml_or_no_text_is_told_with_its_line() {
     assert_eq!(
         wrong("name = [ 7 ]"),
         "error: `name` in line 1 of `d/omx.toml` cannot be `[ 7 ]`\n  \
-         cause: a text in quotes, `true` or `false` is needed, not of type array\n"
+         cause: a text in quotes, a whole number, `true` or `false` is needed, not of type array\n"
     );
 }
 

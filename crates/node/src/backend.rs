@@ -1,6 +1,7 @@
 //! What runs models on this machine: an Ollama that is there already, or the engine that this node starts. Which of them
 //! is decided once, when the node starts.
 
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use engine::keeper::{self, Program, State};
@@ -16,6 +17,8 @@ use crate::inference::Source;
 pub struct Wanted {
     pub ollama: OllamaWanted,
     pub engine: EngineWanted,
+    /// Requests that each Ollama runs at once; where nobody says it, it is learned.
+    pub slots: Option<NonZeroU16>,
     /// How the engine is started; `None` where this program was built without it.
     pub program: Option<Program>,
 }
@@ -47,7 +50,10 @@ pub struct Backend {
 #[derive(Debug, Clone)]
 enum Kind {
     /// All of them are used, side by side.
-    Ollama(Vec<Endpoint>),
+    Ollama {
+        all: Vec<Endpoint>,
+        slots: Option<NonZeroU16>,
+    },
     Engine(keeper::Handle),
     None,
 }
@@ -86,6 +92,9 @@ pub const FIRST_MODEL: &str = "omx-guide";
 
 /// An Ollama on this machine answers in a moment or is not there.
 const FIND_MAX: Duration = Duration::from_secs(1);
+
+/// The engine takes so many at once, fewer only where memory is short; then the rest waits inside.
+const ENGINE_SLOTS: NonZeroU16 = NonZeroU16::new(4).expect("it is not zero");
 
 /// What is decided before anything is started.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,8 +140,8 @@ impl Wanted {
 }
 
 impl Backend {
-    pub(crate) fn ollama(all: Vec<Endpoint>, why: String) -> Self {
-        Self { kind: Kind::Ollama(all), why }
+    pub(crate) fn ollama(all: Vec<Endpoint>, slots: Option<NonZeroU16>, why: String) -> Self {
+        Self { kind: Kind::Ollama { all, slots }, why }
     }
 
     pub(crate) fn engine(handle: keeper::Handle, why: String) -> Self {
@@ -146,7 +155,7 @@ impl Backend {
     /// At least one.
     pub fn ways(&self) -> Result<Vec<Way>, Unavailable> {
         match &self.kind {
-            Kind::Ollama(all) => Ok(all.iter().map(|at| Way { at: at.clone(), secret: None }).collect()),
+            Kind::Ollama { all, .. } => Ok(all.iter().map(|at| Way { at: at.clone(), secret: None }).collect()),
             Kind::None => Err(Unavailable::Nothing(self.why.clone())),
             Kind::Engine(handle) => Ok(vec![Self::engine_way(handle)?]),
         }
@@ -156,7 +165,7 @@ impl Backend {
     pub(crate) fn sources(&self) -> Vec<Source> {
         match &self.kind {
             Kind::None => Vec::new(),
-            Kind::Ollama(all) => all.iter().cloned().map(Source::ollama).collect(),
+            Kind::Ollama { all, slots } => all.iter().map(|at| Source::ollama(at.clone(), *slots)).collect(),
             Kind::Engine(handle) => {
                 let running = handle.clone();
                 let find = move || match Self::engine_way(&running) {
@@ -165,7 +174,7 @@ impl Backend {
                 };
                 let mut starting = handle.clone();
                 let begun = Box::pin(async move { drop(starting.serving(Duration::MAX).await) });
-                vec![Source { kind: BackendKind::Engine, find: Box::new(find), begun }]
+                vec![Source { kind: BackendKind::Engine, find: Box::new(find), begun, slots: Some(ENGINE_SLOTS) }]
             }
         }
     }
@@ -212,7 +221,7 @@ impl Backend {
             }
         }
         let kind = match &self.kind {
-            Kind::Ollama(_) => "ollama",
+            Kind::Ollama { .. } => "ollama",
             Kind::Engine(_) => "engine",
             Kind::None => "none",
         };
@@ -238,7 +247,7 @@ mod tests {
     }
 
     fn wanted(ollama: OllamaWanted, engine: EngineWanted) -> Wanted {
-        Wanted { ollama, engine, program: Some(program()) }
+        Wanted { ollama, engine, slots: None, program: Some(program()) }
     }
 
     #[test]
@@ -289,7 +298,7 @@ mod tests {
         let (gone, listener) = ollama().await;
         drop(listener);
         let (there, listener) = ollama().await;
-        let backend = Backend::ollama(vec![gone.clone(), there.clone()], String::new());
+        let backend = Backend::ollama(vec![gone.clone(), there.clone()], None, String::new());
         let (info, ()) = tokio::join!(backend.info(), answer_once(&listener));
         assert_eq!((info.address, info.answers), (Some(there.to_string()), Ok("9.9".to_owned())));
         drop(listener);

@@ -5,11 +5,13 @@ mod backend;
 mod events;
 mod folder;
 mod inference;
+mod parts;
 mod start;
 #[cfg(feature = "test-util")]
 pub mod test_util;
 
 pub use agent::Route;
+pub use agent::slots::SLOTS_MAX;
 pub use api::{
     Api, EnrolledInfo, Error, Event, Figures, KeyInfo, Link, NodeInfo, NodeState, Readiness, Seat, SettingInfo,
     Standing, Status, TokenInfo, now,
@@ -26,6 +28,7 @@ pub use engine::keeper::Program;
 pub use folder::{Error as FolderError, Folder, RunInfo};
 pub use inference::{Infer, InferFigures, Inference, Inferred, List, NotShown};
 pub use ollama::{Endpoint, ParseEndpointError};
+pub use parts::PartEnded;
 pub use scheduler::Tenant;
-pub use start::{Config, Node, Progress, StartError, would_join};
+pub use start::{Config, Ended, Node, Progress, StartError, would_join};
 pub use vitals::{Backend as BackendFacts, Facts as NodeFacts, Model as ModelFacts};

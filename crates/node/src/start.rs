@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use cluster::{Addresses, Belonging, Candidate, Cluster, End, JoinError, Outside, Parts, Shelf, Start, Token, Welcome};
 use net::{Keypair, Net, Services};
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 use types::{MeshId, NodeName, RaftId, Role};
 
@@ -15,6 +15,7 @@ use crate::backend::{Backend, Choice, Wanted};
 use crate::events;
 use crate::folder::{self, Folder};
 use crate::inference::Inference;
+use crate::parts::{PartEnded, Parts as Running};
 
 /// What a node is started with.
 #[derive(Debug, Clone)]
@@ -40,7 +41,15 @@ pub struct Node {
     registry_ended: tokio::task::JoinHandle<End>,
     stop_registry: CancellationToken,
     stop_net: CancellationToken,
-    tasks: JoinSet<()>,
+    running: Running,
+}
+
+/// Why a node does not go on.
+#[derive(Debug)]
+pub enum Ended {
+    Registry(End),
+    /// Something panicked, or did what it never should.
+    Part(PartEnded),
 }
 
 /// What `start` tells while it takes its time.
@@ -172,33 +181,33 @@ impl Node {
             return Err(StartError::NoMember);
         }
         let (stop_registry, stop_net) = (CancellationToken::new(), CancellationToken::new());
-        let mut tasks = JoinSet::new();
+        let mut running = Running::default();
         let backend = match config.backend.choose().await {
-            (Choice::Ollama(all), why) => Backend::ollama(all, why),
+            (Choice::Ollama(all), why) => Backend::ollama(all, config.backend.slots, why),
             (Choice::Nothing, why) => Backend::none(why),
             (Choice::Engine(program), why) => {
                 let (handle, task) = engine::keeper::new(program);
-                tasks.spawn(task.run(stop_net.clone()));
+                running.spawn("keeper of the engine", task.run(stop_net.clone()));
                 Backend::engine(handle, why)
             }
         };
         let (inference, services, inferring) = Inference::new(&cluster, &net, keypair, &backend);
         let api = Api::new(cluster.clone(), net.clone(), log.clone(), backend, inference);
-        tasks.spawn(net_task.run(services, stop_net.clone()));
+        running.spawn("network", net_task.run(services, stop_net.clone()));
         for task in inferring {
             let stopping = stop_net.clone();
-            tasks.spawn(async move {
+            running.spawn("inference", async move {
                 stopping.run_until_cancelled(task).await;
             });
         }
         let stopping = stop_net.clone();
         let watching = futures::future::join(events::run(api.clone()), watch_for_sleep(cluster.clone()));
-        tasks.spawn(async move {
+        running.spawn("watch", async move {
             stopping.run_until_cancelled(watching).await;
         });
         #[expect(clippy::disallowed_methods, reason = "its end is the node's own; `ended` and `stop` wait for it")]
         let registry_ended = tokio::spawn(cluster_task.run(stop_registry.clone()));
-        Ok(Self { api, folder, cluster, log, worker, registry_ended, stop_registry, stop_net, tasks })
+        Ok(Self { api, folder, cluster, log, worker, registry_ended, stop_registry, stop_net, running })
     }
 
     pub fn api(&self) -> &Api {
@@ -214,17 +223,21 @@ impl Node {
     }
 
     /// Returns when the node cannot go on by itself: it was removed, or something failed for good. May be dropped.
-    pub async fn ended(&mut self) -> End {
-        match (&mut self.registry_ended).await {
+    pub async fn ended(&mut self) -> Ended {
+        let of_registry = |ended: Result<End, task::JoinError>| match ended {
             Ok(end) => end,
             Err(panic) => End::Failed(cluster::Error::Consensus(panic.to_string())),
+        };
+        tokio::select! {
+            ended = &mut self.registry_ended => Ended::Registry(of_registry(ended)),
+            part = self.running.ended() => Ended::Part(part),
         }
     }
 
     /// Stops in order: others take over, the registry stops, peers are told, the disk is flushed. `limit` is for the
     /// first of these; the rest has nothing to wait for.
     pub async fn stop(self, limit: Duration) {
-        let Self { folder, cluster, log, worker, mut registry_ended, stop_registry, stop_net, mut tasks, .. } = self;
+        let Self { folder, cluster, log, worker, mut registry_ended, stop_registry, stop_net, running, .. } = self;
         if !registry_ended.is_finished() {
             cluster.step_aside(limit).await;
         }
@@ -233,7 +246,7 @@ impl Node {
             tracing::warn!("the registry did not stop within {STOP_MAX:?}");
         }
         stop_net.cancel();
-        if tokio::time::timeout(STOP_MAX, async { while tasks.join_next().await.is_some() {} }).await.is_err() {
+        if tokio::time::timeout(STOP_MAX, running.end()).await.is_err() {
             tracing::warn!("the network did not stop within {STOP_MAX:?}");
         }
         drop(cluster);
@@ -435,4 +448,31 @@ pub async fn would_join(data_dir: &std::path::Path, token: &Token) -> Result<std
         cluster::would_join::<cluster::Live>(net, token, &candidate, now()).await
     });
     asked.await?.map_err(StartError::Join)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{EngineWanted, OllamaWanted};
+
+    #[tokio::test]
+    async fn a_node_does_not_outlive_a_part_that_panics() {
+        let folder = tempfile::tempdir().unwrap();
+        let any: std::net::SocketAddr = (std::net::Ipv4Addr::LOCALHOST, 0).into();
+        let backend = Wanted { ollama: OllamaWanted::None, engine: EngineWanted::Off, slots: None, program: None };
+        let config = Config {
+            data_dir: folder.path().join("node"),
+            name: "brittle".parse().unwrap(),
+            mesh: any,
+            bulk: any,
+            mdns: false,
+            join: None,
+            backend,
+        };
+        let mut node = Node::start(config, |_| {}).await.unwrap();
+        node.running.spawn("nerve", async { panic!("as the test wants it") });
+        let ended = tokio::time::timeout(Duration::from_secs(60), node.ended()).await.expect("it ends");
+        assert!(matches!(&ended, Ended::Part(part) if part.to_string().contains("its nerve")), "{ended:?}");
+        node.stop(Duration::from_secs(5)).await;
+    }
 }

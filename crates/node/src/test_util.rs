@@ -31,7 +31,7 @@ impl Solo {
     /// With something that speaks as Ollama there.
     pub async fn before(ollama: SocketAddr) -> Self {
         let at = format!("http://{ollama}").parse().expect("an address makes an endpoint");
-        Self::with(Backend::ollama(vec![at], "the test says so".to_owned())).await
+        Self::with(Backend::ollama(vec![at], None, "the test says so".to_owned())).await
     }
 
     async fn with(backend: Backend) -> Self {

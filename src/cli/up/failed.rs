@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 
-use node::{End, FolderError, RegistryError, StartError};
+use node::{End, Ended, FolderError, RegistryError, StartError};
 
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -64,20 +64,24 @@ pub(super) fn to_adopt(error: node::Error) -> Failure {
 struct FirstKey(#[source] node::Error);
 
 /// Nothing where the node was asked to end.
-pub(super) fn to_go_on(end: End) -> Option<Failure> {
-    match end {
-        End::Shutdown | End::Left => None,
-        End::Removed => Some(to_start(StartError::NoMember)),
-        End::Failed(error) => {
+pub(super) fn to_go_on(ended: Ended) -> Option<Failure> {
+    match ended {
+        Ended::Registry(End::Shutdown | End::Left) => None,
+        Ended::Registry(End::Removed) => Some(to_start(StartError::NoMember)),
+        Ended::Registry(End::Failed(error)) => {
             let (exit, hint) = (registry(&error), error.hint());
             Some(Failure::new(exit, Stopped(error)).hint(hint))
+        }
+        Ended::Part(part) => {
+            let hint = "this is a bug: the log says where; started again, the node is as it was";
+            Some(Failure::new(Exit::General, Stopped(part)).hint(hint.to_owned()))
         }
     }
 }
 
 #[derive(Debug, thiserror::Error)]
 #[error("this node cannot go on")]
-struct Stopped(#[source] RegistryError);
+struct Stopped<E: std::error::Error + 'static>(#[source] E);
 
 /// Found before anything else is started: the mesh need not hear of a node that cannot be spoken to.
 pub(super) fn taken(address: SocketAddr, source: io::Error) -> Failure {
@@ -197,9 +201,10 @@ mod tests {
 
     #[test]
     fn a_node_that_ends_by_itself_says_why() {
-        assert!(to_go_on(End::Shutdown).is_none() && to_go_on(End::Left).is_none());
-        assert_eq!(to_go_on(End::Removed).unwrap().exit, Exit::JoinRefused);
-        let failed = to_go_on(End::Failed(RegistryError::Consensus("lost its mind".to_owned()))).unwrap();
+        assert!(to_go_on(Ended::Registry(End::Shutdown)).is_none() && to_go_on(Ended::Registry(End::Left)).is_none());
+        assert_eq!(to_go_on(Ended::Registry(End::Removed)).unwrap().exit, Exit::JoinRefused);
+        let failed =
+            to_go_on(Ended::Registry(End::Failed(RegistryError::Consensus("lost its mind".to_owned())))).unwrap();
         assert_eq!(failed.exit, Exit::General);
         let expected = "error: this node cannot go on\n  cause: the consensus of this node has failed: lost its mind\n";
         assert_eq!(failed.to_string(), expected);

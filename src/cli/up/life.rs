@@ -113,6 +113,7 @@ fn config(session: &Session, settings: &Settings, join: Option<Token>) -> node::
         backend: node::Wanted {
             ollama: settings.ollama.value.clone(),
             engine: settings.engine.value,
+            slots: settings.slots.value,
             program: engine::program(&session.folder),
         },
     }

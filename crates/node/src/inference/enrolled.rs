@@ -10,6 +10,7 @@ use vitals::BackendKind;
 
 use super::here::{Here, Source, Stand};
 use super::hosts::Hosts;
+use crate::parts::pass_on;
 
 /// A reconciler: compares what should be with what is, and may be asked to at any time.
 pub(crate) struct Enrolled {
@@ -35,6 +36,9 @@ impl Enrolled {
     }
 
     pub(crate) fn reconcile(&mut self) {
+        while let Some(ended) = self.looks.try_join_next() {
+            pass_on(ended);
+        }
         let me = self.cluster.id();
         let wanted: BTreeMap<NodeName, Endpoint> = self.cluster.view(|registry| {
             let mine = |name: &NodeName| registry.backend_host(name, |node| self.hosts.is_up(*node)) == Some(me);
@@ -64,7 +68,6 @@ impl Enrolled {
                 self.stands.insert(name, Before { at, stand, looks });
             }
         }
-        while self.looks.try_join_next().is_some() {}
         let enrolled = self.stands.values().map(|before| before.stand.clone());
         self.here.set(self.own.iter().cloned().chain(enrolled).collect());
     }

@@ -1,5 +1,6 @@
 //! The backends of this node, an agent before each, and which of them is for what.
 
+use std::num::NonZeroU16;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -25,20 +26,20 @@ pub(crate) struct Stand {
 pub(crate) struct Source {
     pub(crate) kind: BackendKind,
     pub(crate) find: FindWay,
+    /// Requests it runs at once, where that is known.
+    pub(crate) slots: Option<NonZeroU16>,
     /// Before it there is nothing to look at, and a first look in vain would make it one that is down.
     pub(crate) begun: BoxFuture<'static, ()>,
 }
 
-/// The engine takes so many at once, fewer only where memory is short; then the rest waits inside.
-const ENGINE_SLOTS: u16 = 4;
 /// Whoever takes longer to list its models is left out of the list.
 const LIST_MAX: Duration = Duration::from_millis(1_500);
 
 impl Stand {
     /// The future has to run for the agent to see anything.
     pub(crate) fn before(source: Source) -> (Self, BoxFuture<'static, ()>) {
-        let Source { kind, find, begun } = source;
-        let slots = (kind == BackendKind::Engine).then_some(ENGINE_SLOTS);
+        let Source { kind, find, slots, begun } = source;
+        let slots = slots.map(NonZeroU16::get);
         let (agent, task) = agent::new(agent::Config { slots, ..agent::Config::default() }, find);
         let looks = async {
             begun.await;
@@ -49,13 +50,13 @@ impl Stand {
 }
 
 impl Source {
-    pub(crate) fn ollama(at: Endpoint) -> Self {
-        Self::at(BackendKind::Ollama, at)
+    pub(crate) fn ollama(at: Endpoint, slots: Option<NonZeroU16>) -> Self {
+        Self { slots, ..Self::at(BackendKind::Ollama, at) }
     }
 
     pub(crate) fn at(kind: BackendKind, at: Endpoint) -> Self {
         let find = move || Ok(Way { at: at.clone(), secret: None });
-        Self { kind, find: Box::new(find), begun: Box::pin(ready(())) }
+        Self { kind, find: Box::new(find), slots: None, begun: Box::pin(ready(())) }
     }
 }
 

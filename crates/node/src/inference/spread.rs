@@ -18,6 +18,7 @@ use super::Dispatcher;
 use super::enrolled::Enrolled;
 use super::here::Here;
 use super::hosts::Hosts;
+use crate::parts::pass_on;
 
 const SPEC: StreamSpec = StreamSpec {
     protocol: Protocol::new("/omx/vitals/1"),
@@ -215,7 +216,9 @@ impl Task {
         let before = std::mem::replace(&mut self.connected, connected.clone());
         before.difference(&connected).for_each(|node| self.feed(Event::Lost(*node)));
         connected.difference(&before).for_each(|node| self.feed(Event::Connected(*node)));
-        while self.links_running.try_join_next().is_some() {}
+        while let Some(ended) = self.links_running.try_join_next() {
+            pass_on(ended);
+        }
         self.enrolled.reconcile();
     }
 
