@@ -205,8 +205,15 @@ struct Begun {
 #[derive(Debug)]
 struct Reservation {
     until: Moment,
-    model: ModelKey,
+    /// What it was promised for. A request says it again when it comes, with another deadline.
+    work: Work,
     seconds: f64,
+}
+
+impl Reservation {
+    fn is_for(&self, work: &Work) -> bool {
+        self.work == Work { deadline: self.work.deadline, ..work.clone() }
+    }
 }
 
 /// A promise made and not yet taken; beyond it the oldest is forgotten.
@@ -358,7 +365,7 @@ impl Desk {
     }
 
     fn reserved(&self, now: Moment, model: ModelKey) -> impl Iterator<Item = &Reservation> {
-        self.reserved.iter().filter(move |reservation| reservation.until >= now && reservation.model == model)
+        self.reserved.iter().filter(move |reservation| reservation.until >= now && reservation.work.model == model)
     }
 
     fn free_slots(&self, now: Moment, model: ModelKey, shelf: &Shelf) -> u16 {
@@ -377,8 +384,13 @@ impl Desk {
             self.reserved.pop_front();
         }
         let seconds = f64::from((promise.estimate.prefill + promise.estimate.decode).get());
-        self.reserved.push_back(Reservation { until: now + hold, model: work.model, seconds });
+        self.reserved.push_back(Reservation { until: now + hold, work: work.clone(), seconds });
         Ok(promise)
+    }
+
+    /// Whether a place is kept for this since a probe.
+    pub fn has_promised(&self, now: Moment, work: &Work) -> bool {
+        self.reserved(now, work.model).any(|reservation| reservation.is_for(work))
     }
 
     /// Until a slot is free: what is inside, what goes before it, and what was promised, each put on the slot that is
@@ -443,7 +455,7 @@ impl Desk {
     ) -> Result<(Ticket, Vec<Action>), Refusal> {
         // Whoever was promised a place has come: its own reservation must not stand in its way.
         let Ask { work, weight, wait_max, key: _ } = ask;
-        if let Some(at) = self.reserved.iter().position(|reservation| reservation.model == work.model) {
+        if let Some(at) = self.reserved.iter().position(|reservation| reservation.is_for(&work)) {
             self.reserved.remove(at);
         }
         let promise = self.promise(now, &work)?;

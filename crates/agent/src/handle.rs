@@ -157,6 +157,12 @@ impl Handle {
         self.0.lock().desk.probe(now, work, hold)
     }
 
+    /// Whether a place is kept here for this since a probe.
+    pub fn has_promised(&self, work: &Work) -> bool {
+        let now = self.0.now();
+        self.0.ask(|desk| desk.has_promised(now, work))
+    }
+
     /// What it would tell the mesh about itself.
     pub fn facts(&self) -> Facts {
         let now = self.0.now();

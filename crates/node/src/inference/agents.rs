@@ -102,7 +102,7 @@ impl Agents {
                 Box::pin(async move {
                     // The node it came in at let it in; a key may have been revoked here meanwhile.
                     let may = move |key: &str| may_infer(&keys, key);
-                    if let Err(error) = agent::serve(move |work| here.find(work), may, stream).await {
+                    if let Err(error) = agent::serve(move |work| here.find_promised(work), may, stream).await {
                         tracing::debug!(%error, "a peer's requests ended");
                     }
                 })
@@ -143,7 +143,7 @@ impl dispatch::Agents for Agents {
         let ask = Ask { work: work.clone(), weight: 1.0, wait_max: max_wait, key: request.key.clone() };
         let sent = agent::Request { route: request.route, ask, body: request.body.clone() };
         let from = if node == self.net.local() {
-            let agent = self.here.find(work).ok_or(Failure::Refused(Refusal::NoModel))?;
+            let agent = self.here.find_promised(work).ok_or(Failure::Refused(Refusal::NoModel))?;
             From::Here(agent.run(sent).await.map_err(failed_here)?)
         } else {
             let limits = Limits { connect: CONNECT_MAX, head: HEAD_MAX, between: BETWEEN_MAX };

@@ -85,6 +85,16 @@ impl Here {
         with_model.first().map(|agent| (*agent).clone())
     }
 
+    /// The one that has promised it a place, for otherwise the place kept there would make another look better. Where none
+    /// has, the best.
+    pub(crate) fn find_promised(&self, work: &Work) -> Option<Handle> {
+        let has_promised = |stand: &&Stand| stand.agent.has_promised(work);
+        let stands = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let promised = stands.iter().find(has_promised).map(|stand| stand.agent.clone());
+        drop(stands);
+        promised.or_else(|| self.find(work))
+    }
+
     /// Whether a backend of this node is down, or was not looked at yet.
     pub(crate) fn is_partly_down(&self) -> bool {
         self.all().iter().any(|stand| matches!(stand.agent.state(), agent::State::Down(_)))
@@ -167,5 +177,54 @@ impl Here {
 impl std::fmt::Debug for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Source").field("kind", &self.kind).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fakes::{Model, Ollama};
+    use scheduler::{Chain, Class, Tenant};
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    const NAME: &str = "fake:1b";
+
+    #[tokio::test]
+    async fn a_request_goes_to_the_backend_that_promised_and_not_to_one_that_looks_better_for_it() {
+        let (mut fakes, mut stands, mut tasks) = (Vec::new(), Vec::new(), JoinSet::new());
+        for _ in 0..2 {
+            let config = fakes::Config { models: vec![Model::completion(NAME)], ..fakes::Config::default() };
+            let fake = Ollama::start(config).await.unwrap();
+            let at = fake.address().to_string().parse().unwrap();
+            let (stand, task) = Stand::before(Source::ollama(at, NonZeroU16::new(1)));
+            tasks.spawn(task);
+            fakes.push(fake);
+            stands.push(stand);
+        }
+        let here = Here::default();
+        here.set(stands);
+        let up = async {
+            while here.running().len() < 2 {
+                here.refresh().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), up).await.unwrap();
+        let work = Work {
+            model: here.all()[0].agent.model(NAME).unwrap(),
+            chain: Chain::default(),
+            prompt: 10,
+            output: 10,
+            context: None,
+            class: Class::Interactive,
+            tenant: Tenant::ANONYMOUS,
+            deadline: None,
+        };
+        here.find(&work).unwrap().probe(&work, Duration::from_secs(600)).unwrap();
+        assert!(!here.find(&work).unwrap().has_promised(&work), "the place that is kept makes the other look better");
+        let later = Work { deadline: Some(Duration::from_secs(9)), ..work.clone() };
+        assert!(here.find_promised(&later).unwrap().has_promised(&later));
+        let other = Work { prompt: 11, ..work };
+        assert!(!here.find_promised(&other).unwrap().has_promised(&other));
     }
 }
