@@ -118,6 +118,15 @@ impl Care {
     }
 }
 
+/// What one met that could not start at once, when it came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waited {
+    /// Its turn among those that wait; 1 is next.
+    pub place: u32,
+    /// How long it would take.
+    pub expected: Seconds,
+}
+
 /// How a request is sent in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Start {
@@ -127,6 +136,7 @@ pub struct Start {
     pub first_byte_max: Duration,
     /// And between bytes.
     pub between_max: Duration,
+    pub waited: Option<Waited>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -188,6 +198,8 @@ struct Job {
     work: Work,
     arrived: Moment,
     asked_context: Option<u64>,
+    /// Should it have to.
+    waits: Waited,
     begun: Option<Begun>,
 }
 
@@ -467,6 +479,8 @@ impl Desk {
         let takes = Tokens { read: work.prompt - estimate.cached, written: work.output };
         let (class, tenant) = (work.class, work.tenant);
         let start_by = work.deadline.map(|deadline| now + deadline);
+        let mut waits = Waited { place: 1, expected: estimate.wait.max(estimate.load) };
+        self.queue.ahead_of(class, &tenant, |_| waits.place += 1);
         let entered = self.queue.enter(Entry { ticket, class, tenant, weight, work: takes, arrived: now, start_by });
         let mut actions = match entered {
             Entered::Waits => Vec::new(),
@@ -477,7 +491,7 @@ impl Desk {
             Entered::Full => return Err(Refusal::Full { wait: estimate.wait }),
         };
         self.next_ticket += 1;
-        self.jobs.insert(ticket, Job { work, arrived: now, asked_context, begun: None });
+        self.jobs.insert(ticket, Job { work, arrived: now, asked_context, waits, begun: None });
         actions.extend(self.settle(now));
         Ok((ticket, actions))
     }
@@ -710,6 +724,7 @@ impl Desk {
             },
             first_byte_max: silence(4.0 * first + 8.0 * (read.spread + load.spread)),
             between_max: silence(longest_read + 8.0 * shelf.rates.step(shelf.batch()).as_secs_f64()),
+            waited: (now > job.arrived).then_some(job.waits),
         };
         let batch = shelf.batch();
         job.begun = Some(Begun { at: now, was_cold: is_cold, batch, cached, has_spoken: false, expected });

@@ -15,7 +15,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
 use crate::backend::{self, Backend, FindWay};
-use crate::desk::{Action, Ask, Care, Config, Desk, Ending, Facts, Refusal, Start};
+use crate::desk::{Action, Ask, Care, Config, Desk, Ending, Facts, Refusal, Start, Waited};
 use crate::error::Error;
 use crate::lines::Lines;
 use crate::state::State;
@@ -96,6 +96,7 @@ pub struct Answer {
     pub content_type: Option<HeaderValue>,
     /// The `num_ctx` that was set in place of the request's, for the header `omx-options`.
     pub raised_context: Option<u32>,
+    pub waited: Option<Waited>,
     seat: Seat,
     body: pool::Answer<Endpoint>,
     lines: Lines,
@@ -267,6 +268,7 @@ impl Handle {
             status: head.status,
             content_type,
             raised_context,
+            waited: start.waited,
             seat,
             body,
             lines: Lines::default(),

@@ -21,7 +21,7 @@ pub mod state;
 mod task;
 
 pub use backend::{FindWay, Way};
-pub use desk::{Ask, Config, Facts, ModelFacts, Refusal};
+pub use desk::{Ask, Config, Facts, ModelFacts, Refusal, Waited};
 pub use error::Error;
 pub use handle::{Answer, Handle, Question, Request, Route, new};
 pub use pool::Error as SendError;

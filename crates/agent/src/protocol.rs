@@ -22,6 +22,9 @@ pub(crate) const ASK: &str = "omx-ask";
 pub(crate) const FAILURE: &str = "omx-failure";
 /// The `num_ctx` that was set in place of the request's.
 pub(crate) const RAISED_CONTEXT: &str = "omx-raised-context";
+/// What it met that could not start at once: a number, and milliseconds.
+pub(crate) const QUEUE_PLACE: &str = "omx-queue-place";
+pub(crate) const EXPECTED_WAIT_MS: &str = "omx-expected-wait-ms";
 
 /// Longer explanations are cut.
 const TEXT_BYTES_MAX: usize = 256;

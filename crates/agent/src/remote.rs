@@ -1,6 +1,7 @@
 //! The agents of other nodes, asked over HTTP/1.1. Where connections come from is handed in.
 
 use std::io;
+use std::str::FromStr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,11 +11,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use types::NodeId;
 
-use crate::desk::Refusal;
+use crate::desk::{Refusal, Waited};
 use crate::handle::Request;
 use crate::lines::Lines;
 use crate::pool::{self, Pool, Whole};
-use crate::protocol::{ASK, Envelope, FAILURE, Failure, RAISED_CONTEXT, from_hex, to_hex};
+use crate::protocol::{
+    ASK, EXPECTED_WAIT_MS, Envelope, FAILURE, Failure, QUEUE_PLACE, RAISED_CONTEXT, from_hex, to_hex,
+};
 
 /// Keeps connections to nodes, some for each.
 #[derive(Debug)]
@@ -41,6 +44,7 @@ pub struct Answer {
     pub content_type: Option<HeaderValue>,
     /// The `num_ctx` that was set there in place of the request's.
     pub raised_context: Option<u32>,
+    pub waited: Option<Waited>,
     body: pool::Answer<NodeId>,
     lines: Lines,
     is_lines: bool,
@@ -122,7 +126,8 @@ impl Remote {
         Ok(Answer {
             status: head.status,
             content_type,
-            raised_context: raised_context(&head.headers),
+            raised_context: number(&head.headers, RAISED_CONTEXT),
+            waited: waited(&head.headers),
             body,
             lines: Lines::default(),
             is_lines,
@@ -141,8 +146,13 @@ fn failure_of(header: &HeaderValue) -> Error {
     }
 }
 
-fn raised_context(headers: &HeaderMap) -> Option<u32> {
-    headers.get(RAISED_CONTEXT)?.to_str().ok()?.parse().ok()
+fn number<T: FromStr>(headers: &HeaderMap, name: &str) -> Option<T> {
+    headers.get(name)?.to_str().ok()?.parse().ok()
+}
+
+fn waited(headers: &HeaderMap) -> Option<Waited> {
+    let expected = Duration::from_millis(number(headers, EXPECTED_WAIT_MS)?);
+    Some(Waited { place: number(headers, QUEUE_PLACE)?, expected: expected.into() })
 }
 
 impl Answer {

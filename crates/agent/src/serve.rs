@@ -23,10 +23,12 @@ use scheduler::Work;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
-use crate::desk::{Ask, Refusal};
+use crate::desk::{Ask, Refusal, Waited};
 use crate::error::Error;
 use crate::handle::{Answer, Handle, Request, Route};
-use crate::protocol::{ASK, Envelope, FAILURE, Failure, Probe, RAISED_CONTEXT, Reply, from_hex, to_hex};
+use crate::protocol::{
+    ASK, EXPECTED_WAIT_MS, Envelope, FAILURE, Failure, Probe, QUEUE_PLACE, RAISED_CONTEXT, Reply, from_hex, to_hex,
+};
 
 /// Pictures make bodies long; gateways refuse longer ones before.
 const BODY_BYTES_MAX: usize = 33 << 20;
@@ -109,7 +111,8 @@ async fn run(
 }
 
 fn answered(mut answer: Answer) -> Response<Body> {
-    let (status, content_type, raised_context) = (answer.status, answer.content_type.take(), answer.raised_context);
+    let (status, content_type) = (answer.status, answer.content_type.take());
+    let (raised_context, waited) = (answer.raised_context, answer.waited);
     let pieces = stream::unfold(answer, async |mut answer| Some((answer.next().await?, answer)));
     let pieces = pieces.inspect_err(|error| tracing::debug!(%error, "an answer broke off")).map_ok(Frame::data);
     // Its length is not told: an end that is not marked as one is none.
@@ -120,6 +123,11 @@ fn answered(mut answer: Answer) -> Response<Body> {
     }
     if let Some(context) = raised_context {
         response.headers_mut().insert(RAISED_CONTEXT, HeaderValue::from(context));
+    }
+    if let Some(Waited { place, expected }) = waited {
+        response.headers_mut().insert(QUEUE_PLACE, HeaderValue::from(place));
+        let ms = u64::try_from(Duration::from(expected).as_millis()).unwrap_or(u64::MAX);
+        response.headers_mut().insert(EXPECTED_WAIT_MS, HeaderValue::from(ms));
     }
     response
 }

@@ -72,6 +72,18 @@ pub enum Error {
     },
 }
 
+/// The same with the way the request went.
+#[derive(Debug, thiserror::Error)]
+#[error("no answer")]
+pub struct Unanswered {
+    #[source]
+    pub error: Error,
+    /// Whom it was sent to last, if to anybody.
+    pub node: Option<NodeId>,
+    /// Times it was sent to some node, refusals included.
+    pub sends: u32,
+}
+
 /// An answer broke off after its client has seen some of it. What was seen is true, but it is not the whole, and the
 /// client has to be told: it must not look like an end.
 #[derive(Debug, thiserror::Error)]

@@ -17,7 +17,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 use types::{NodeId, RequestId};
 
-use crate::error::{Cut, Error, Failure};
+use crate::error::{Cut, Failure, Unanswered};
 use crate::state::{Attempt, Desk, Effect, Event, Figures, Sight};
 use crate::task::Task;
 use crate::trace::Trace;
@@ -118,7 +118,7 @@ pub fn new<A: Agents, H: Hosts>(config: Config, agents: A, hosts: H) -> (Handle<
 impl<A: Agents, H: Hosts> Handle<A, H> {
     /// Returns with the first piece of the answer in hand, or when it is sure that there will be none. Dropped at any
     /// time it is cancelled.
-    pub async fn run(&self, request: Request<A::Request>) -> Result<Answer<A, H>, Error> {
+    pub async fn run(&self, request: Request<A::Request>) -> Result<Answer<A, H>, Unanswered> {
         let Request { id, work, streams, payload } = request;
         let attempt = Attempt::new(id, work, streams, self.0.now());
         let mut running = Running { shared: self.0.clone(), attempt: Some(attempt) };
@@ -142,7 +142,10 @@ impl<A: Agents, H: Hosts> Handle<A, H> {
                     }
                     Err(effect) => effect,
                 },
-                Effect::Fail(error) => return Err(error),
+                Effect::Fail(error) => {
+                    let (node, sends) = (running.attempt().sent_to(), running.attempt().sends());
+                    return Err(Unanswered { error, node, sends });
+                }
                 Effect::Nothing | Effect::Deliver | Effect::Cut(_) | Effect::Done => {
                     unreachable!("before the first byte there is always something to do")
                 }

@@ -15,7 +15,7 @@ mod task;
 mod trace;
 
 pub use budget::RETRIES_MAX;
-pub use error::{Cause, Cut, Error, Failure, Refusal};
+pub use error::{Cause, Cut, Error, Failure, Refusal, Unanswered};
 pub use handle::{Agents, Answer, Config, Frames, Handle, Hosts, Request, new};
 pub use scheduler::{Reason, Why};
 pub use state::Figures;

@@ -87,6 +87,8 @@ struct Course {
     tried: Vec<NodeId>,
     rounds: u32,
     sends: u32,
+    /// Whom it was sent to last.
+    sent_to: Option<NodeId>,
     retries: u32,
     /// A node has gone back on its promise once.
     refused: bool,
@@ -169,6 +171,7 @@ impl Attempt {
             tried: Vec::new(),
             rounds: 0,
             sends: 0,
+            sent_to: None,
             retries: 0,
             refused: false,
             busy: None,
@@ -186,6 +189,10 @@ impl Attempt {
 
     pub(crate) const fn sends(&self) -> u32 {
         self.course.sends
+    }
+
+    pub(crate) const fn sent_to(&self) -> Option<NodeId> {
+        self.course.sent_to
     }
 
     pub(crate) const fn model(&self) -> ModelKey {
@@ -377,6 +384,7 @@ impl Step<'_, '_> {
         });
         let since = *now;
         self.course.sends += 1;
+        self.course.sent_to = Some(node);
         self.course.tried.push(node);
         self.note(What::Sent { node, reason, score, max_wait });
         (Stage::Waiting { on: choice, since, overdue }, Effect::Send { node, max_wait })

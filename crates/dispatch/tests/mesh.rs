@@ -165,7 +165,7 @@ async fn what_fails_there_is_done_elsewhere_and_where_all_fail_the_answer_is_han
     assert_eq!((answer.node(), answer.sends()), (node(2), 2));
     drop(answer);
     mesh.make(2, Health::Failing);
-    let error = gateway.run(request(2)).await.unwrap_err();
+    let error = gateway.run(request(2)).await.unwrap_err().error;
     assert!(matches!(&error, Error::Served { status: 500, body, .. } if body == "out of memory"), "{error:?}");
     assert_eq!(gateway.running(), 0);
 }
@@ -193,17 +193,19 @@ async fn where_all_are_busy_or_none_has_the_model_that_is_said_at_once() {
     let Stand { mesh, gateway, _tasks } = stand([full, full], 1);
     let answers = [gateway.run(request(1)).await.unwrap(), gateway.run(request(2)).await.unwrap()];
     let begun = Instant::now();
-    let error = gateway.run(request(3)).await.unwrap_err();
+    let unanswered = gateway.run(request(3)).await.unwrap_err();
+    assert_eq!((unanswered.node, unanswered.sends), (None, 0), "they said so when they were asked");
+    let error = unanswered.error;
     assert!(matches!(error, Error::Busy { retry_after } if retry_after > Seconds::ZERO), "{error:?}");
     let mut unknown = request(4);
     unknown.work.model = ModelKey::from_bytes([2; 16]);
-    let error = gateway.run(unknown).await.unwrap_err();
+    let error = gateway.run(unknown).await.unwrap_err().error;
     assert!(matches!(error, Error::NoModel(_)), "{error:?}");
     assert!(begun.elapsed() < Duration::from_millis(50));
     drop(answers);
     mesh.make(1, Health::Dead);
     mesh.make(2, Health::Dead);
-    let error = gateway.run(request(5)).await.unwrap_err();
+    let error = gateway.run(request(5)).await.unwrap_err().error;
     assert!(matches!(error, Error::Failed { sent: 0, last: Failure::Unreachable(_) }), "{error:?}");
 }
 
@@ -249,7 +251,10 @@ async fn a_deadline_is_kept_while_waiting_and_while_reading() {
                 let (_, cut) = read(answer).await.unwrap_err();
                 assert!(starts && matches!(cut.why, Failure::Deadline));
             }
-            Err(error) => assert!(!starts && matches!(error, Error::Deadline), "{error:?}"),
+            Err(unanswered) => {
+                assert!(!starts && matches!(unanswered.error, Error::Deadline), "{unanswered:?}");
+                assert_eq!((unanswered.node, unanswered.sends), (Some(node(1)), 1));
+            }
         }
         assert!(begun.elapsed().abs_diff(Duration::from_secs(seconds)) < Duration::from_millis(10));
         assert_eq!((mesh.active(), gateway.running()), (0, 0));

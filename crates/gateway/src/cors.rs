@@ -26,8 +26,9 @@ const HEADERS: HeaderValue = HeaderValue::from_static(
      x-stainless-runtime-version, x-stainless-async, x-stainless-helper-method, x-stainless-poll-helper, \
      x-stainless-custom-poll-interval, x-stainless-timeout",
 );
-const EXPOSED: HeaderValue =
-    HeaderValue::from_static("omx-node, omx-request-id, omx-attempts, omx-options, retry-after");
+const EXPOSED: HeaderValue = HeaderValue::from_static(
+    "omx-node, omx-request-id, omx-attempts, omx-options, omx-queue-place, omx-expected-wait, retry-after",
+);
 /// Twelve hours, as Ollama has it.
 const AGE: HeaderValue = HeaderValue::from_static("43200");
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use node::{Refused, RegistryError};
 
@@ -22,6 +22,8 @@ pub(crate) struct Failure {
     message: String,
     hint: Option<String>,
     retry_after: Option<Duration>,
+    /// More that the head of the answer says.
+    about: Option<Box<HeaderMap>>,
     /// For the log, where the caller is told less.
     cause: Option<String>,
 }
@@ -31,7 +33,15 @@ const BACKEND_TEXT_MAX: usize = 4_000;
 
 impl Failure {
     pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), hint: None, retry_after: None, cause: None }
+        Self {
+            status,
+            code,
+            message: message.into(),
+            hint: None,
+            retry_after: None,
+            about: None,
+            cause: None,
+        }
     }
 
     pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
@@ -40,6 +50,11 @@ impl Failure {
 
     pub(crate) fn retry_after(self, after: Duration) -> Self {
         Self { retry_after: Some(after), ..self }
+    }
+
+    pub(crate) fn about(mut self, name: HeaderName, value: impl Into<HeaderValue>) -> Self {
+        self.about.get_or_insert_default().insert(name, value.into());
+        self
     }
 
     pub(crate) fn bad_request(message: impl Into<String>) -> Self {
@@ -138,6 +153,9 @@ impl IntoResponse for Failure {
         }
         let problem = wire::Problem { code: self.code.to_owned(), message: self.message, hint: self.hint };
         let mut response = (self.status, Json(wire::Failed { error: problem })).into_response();
+        if let Some(about) = self.about {
+            response.headers_mut().extend(*about);
+        }
         if let Some(after) = self.retry_after {
             let seconds = after.as_secs().saturating_add(u64::from(after.subsec_nanos() > 0));
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));

@@ -70,7 +70,8 @@ pub(crate) async fn model(raw: Raw) -> Result<Response, Failure> {
 /// Why there is no answer: this node's reasons, or those of whom it asked.
 enum Not {
     Ours(Failure),
-    Theirs(Error),
+    /// With what the head of their answer said, where it had one.
+    Theirs(Error, About),
 }
 
 impl From<Failure> for Not {
@@ -81,7 +82,7 @@ impl From<Failure> for Not {
 
 impl From<Error> for Not {
     fn from(error: Error) -> Self {
-        Self::Theirs(error)
+        Self::Theirs(error, About::default())
     }
 }
 
@@ -89,15 +90,16 @@ async fn told(answer: impl Future<Output = Result<Response, Not>>) -> Result<Res
     match answer.await {
         Ok(answer) => Ok(answer),
         Err(Not::Ours(failure)) => Err(failure),
-        Err(Not::Theirs(error)) => {
+        Err(Not::Theirs(error, about)) => {
             let mut response = whole(error.body());
             *response.status_mut() = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_GATEWAY);
-            Ok(response)
+            Ok(about.on(response))
         }
     }
 }
 
 /// What an answer's head says of its way here.
+#[derive(Default)]
 struct About(HeaderMap);
 
 impl About {
@@ -110,13 +112,14 @@ impl About {
 /// A native answer that has begun well.
 async fn ask(raw: &Raw, route: Route, body: Vec<u8>) -> Result<(About, Body), Not> {
     let (mut head, body) = raw.infer_native(route, body.into()).await?.into_parts();
-    if head.status.is_success() {
-        // The type and length of the native body are not those of its translation.
-        head.headers.remove(header::CONTENT_TYPE);
-        head.headers.remove(header::CONTENT_LENGTH);
-        return Ok((About(head.headers), body));
+    // The type and length of the native body are not those of its translation.
+    head.headers.remove(header::CONTENT_TYPE);
+    head.headers.remove(header::CONTENT_LENGTH);
+    let about = About(head.headers);
+    match head.status.is_success() {
+        true => Ok((about, body)),
+        false => Err(Not::Theirs(Error::of_native(head.status.as_u16(), &collected(body).await?), about)),
     }
-    Err(Error::of_native(head.status.as_u16(), &collected(body).await?).into())
 }
 
 async fn collected(body: Body) -> Result<Bytes, Not> {

@@ -6,7 +6,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use axum::body::Body;
-use axum::http::{Request, StatusCode, header};
+use axum::http::{HeaderMap, Request, StatusCode, header};
 use fakes::golden::{Subject, Table};
 use fakes::{Fault, Model, token};
 use gateway::{Config, Local};
@@ -31,6 +31,7 @@ struct Rig {
 #[derive(Debug)]
 struct Said {
     status: StatusCode,
+    head: HeaderMap,
     kind: String,
     text: String,
 }
@@ -62,7 +63,7 @@ impl Rig {
         let (head, body) = sender.send_request(request.unwrap()).await.unwrap().into_parts();
         let kind = head.headers.get(header::CONTENT_TYPE).map_or("", |kind| kind.to_str().unwrap()).to_owned();
         let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
-        Said { status: head.status, kind, text }
+        Said { status: head.status, head: head.headers, kind, text }
     }
 
     async fn post(&self, path: &str, body: Value) -> Said {
@@ -182,6 +183,25 @@ async fn what_fails_is_told_in_openai_s_shape() {
     }
     let said = rig.ask("GET", "/v1/models/absent", &Value::Null).await;
     assert_eq!((said.status.as_u16(), &said.json()["error"]["type"]), (404, &json!("not_found_error")));
+}
+
+/// An operator who reads of an error wants to know where to look.
+#[tokio::test]
+async fn an_error_says_whose_it_is_as_an_answer_does() {
+    let rig = Rig::new().await;
+    let said_of = |said: &Said| ["omx-node", "omx-attempts"].map(|name| said.head.get(name).cloned());
+    let body = json!({ "model": MODEL, "messages": [{ "role": "user", "content": "?" }], "stream": false });
+    let answer = rig.post("/api/chat", body.clone()).await;
+    assert_eq!(answer.status, StatusCode::OK);
+    let [Some(node), Some(attempts)] = said_of(&answer) else { panic!("{answer:?}") };
+    assert_eq!((node, attempts), ("solo".parse().unwrap(), "1".parse().unwrap()));
+    for fault in [Fault::Status { status: 500 }, Fault::Status { status: 418 }] {
+        rig.fake.faults().always(fault);
+        for path in ["/api/chat", "/v1/chat/completions"] {
+            let error = rig.post(path, body.clone()).await;
+            assert!(error.status.as_u16() >= 400 && said_of(&error) == said_of(&answer), "{path}: {error:?}");
+        }
+    }
 }
 
 /// Clients take a stream that just ends for a whole answer.

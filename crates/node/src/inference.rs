@@ -14,10 +14,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent::Route;
+use agent::{Route, Waited};
 use bytes::Bytes;
 use cluster::Cluster;
-use dispatch::{Agents as _, Cut, Frames as _, Trace};
+use dispatch::{Agents as _, Cut, Frames as _, Trace, Unanswered};
 use futures::future::{BoxFuture, join_all};
 use hyper::header::HeaderValue;
 use net::{Keypair, Net, Services};
@@ -155,20 +155,20 @@ impl Inference {
 
     /// Returns with the first piece of the answer in hand. Dropped at any time it is cancelled. Where the only backend
     /// with the model is this node's own and is just starting, it is waited for, a little.
-    pub async fn run(&self, request: Infer) -> Result<Inferred, dispatch::Error> {
+    pub async fn run(&self, request: Infer) -> Result<Inferred, Unanswered> {
         use dispatch::Error::{NoModel, NobodyUp};
         let again =
             Infer { work: request.work.clone(), body: request.body.clone(), key: request.key.clone(), ..request };
         // Boxed: a request's course is long, and lies in every future above this one.
         match Box::pin(self.dispatch(request)).await {
-            Err(NoModel(_) | NobodyUp) if self.comes_back(again.work.model).await => {
+            Err(Unanswered { error: NoModel(_) | NobodyUp, .. }) if self.comes_back(again.work.model).await => {
                 Box::pin(self.dispatch(again)).await
             }
             answered => answered,
         }
     }
 
-    async fn dispatch(&self, request: Infer) -> Result<Inferred, dispatch::Error> {
+    async fn dispatch(&self, request: Infer) -> Result<Inferred, Unanswered> {
         let Infer { id, route, work, streams, body, key } = request;
         let request = dispatch::Request { id, work, streams, payload: Payload { route, body, key } };
         Ok(Inferred(self.0.dispatcher.run(request).await?))
@@ -194,7 +194,7 @@ impl Inference {
 
     /// The same for a request that asks for nothing but that the model be unloaded: each node that has it loaded is asked,
     /// and one of them answers.
-    pub async fn unload(&self, request: Infer) -> Result<Inferred, dispatch::Error> {
+    pub async fn unload(&self, request: Infer) -> Result<Inferred, Unanswered> {
         let payload = Payload { route: request.route, body: request.body.clone(), key: request.key.clone() };
         let asked = self.0.hosts.loaded(request.work.model).into_iter().map(async |node| {
             let answer = self.0.agents.open(node, &payload, &request.work, None).await;
@@ -301,6 +301,11 @@ impl Inferred {
     /// The `num_ctx` that was set in place of the request's.
     pub fn raised_context(&self) -> Option<u32> {
         self.0.head().raised_context()
+    }
+
+    /// What it met that could not start at once.
+    pub fn waited(&self) -> Option<Waited> {
+        self.0.head().waited()
     }
 
     /// The next piece, a line where the answer is made of lines; `None` at its own end. After an error nothing follows.

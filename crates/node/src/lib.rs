@@ -10,8 +10,8 @@ mod start;
 #[cfg(feature = "test-util")]
 pub mod test_util;
 
-pub use agent::Route;
 pub use agent::slots::SLOTS_MAX;
+pub use agent::{Route, Waited};
 pub use api::{
     Api, EnrolledInfo, Error, Event, Figures, KeyInfo, Link, NodeInfo, NodeState, Readiness, Seat, SettingInfo,
     Standing, Status, TokenInfo, now,
@@ -23,7 +23,7 @@ pub use cluster::{
     TokenPrefix,
 };
 pub use cluster::{End, JoinError, ParseTokenError};
-pub use dispatch::{Error as InferError, Reason, Trace, What, Why};
+pub use dispatch::{Error as InferError, Reason, Trace, Unanswered, What, Why};
 pub use engine::keeper::Program;
 pub use folder::{Error as FolderError, Folder, RunInfo};
 pub use inference::{Infer, InferFigures, Inference, Inferred, List, NotShown};

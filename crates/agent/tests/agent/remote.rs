@@ -135,6 +135,21 @@ async fn refusals_come_typed_and_cost_no_connection() {
 }
 
 #[tokio::test]
+async fn whoever_had_to_wait_hears_behind_whom_and_how_long_it_would_take() {
+    let link = link(model(100_000, 1000.0), slots(1)).await;
+    let first = link.run_one().await.unwrap();
+    assert_eq!(first.waited, None);
+    let leave = async {
+        link.bench.until(|agent| agent.waiting() == 1).await;
+        drop(first);
+    };
+    let (second, ()) = tokio::join!(link.run_one(), leave);
+    let waited = second.unwrap().waited.unwrap();
+    assert_eq!(waited.place, 1);
+    assert!(waited.expected > Seconds::ZERO, "{waited:?}");
+}
+
+#[tokio::test]
 async fn whoever_goes_stops_the_backend_and_leaves_the_queue() {
     let link = link(model(100_000, 1000.0), slots(1)).await;
     let mut answer = link.run_one().await.unwrap();

@@ -7,7 +7,8 @@ use ::ollama::{Asked, ModelName, seen};
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::Response;
-use node::{Infer, Inferred, Route, Tenant};
+use node::{Infer, Inferred, Route, Tenant, Unanswered, Waited};
+use scheduler::Seconds;
 use tokio::task::spawn_blocking;
 
 use super::work;
@@ -20,6 +21,10 @@ use crate::route::Raw;
 const NODE: HeaderName = HeaderName::from_static("omx-node");
 /// How many nodes the request was sent to, this one included.
 const ATTEMPTS: HeaderName = HeaderName::from_static("omx-attempts");
+/// Where it waited when it came, 1 being next.
+const QUEUE_PLACE: HeaderName = HeaderName::from_static("omx-queue-place");
+/// And how long that would take, or where it was refused, would have: in seconds.
+const EXPECTED_WAIT: HeaderName = HeaderName::from_static("omx-expected-wait");
 /// Which of the request's options were changed, and to what.
 const OPTIONS: HeaderName = HeaderName::from_static("omx-options");
 
@@ -73,9 +78,10 @@ impl Raw {
         let asked_at = Instant::now();
         let request = Infer { id: self.id, route, work, streams, body, key };
         let answer = match unloads {
-            true => inference.unload(request).await?,
-            false => inference.run(request).await?,
+            true => inference.unload(request).await,
+            false => inference.run(request).await,
         };
+        let answer = answer.map_err(|unanswered| told_not(&self.face, unanswered))?;
         // What comes in one piece has no first byte of its own, and a refusal no model's.
         if streams && answer.status() == 200 {
             self.face.metrics().began(route, asked_at.elapsed());
@@ -158,9 +164,15 @@ async fn told(face: &Arc<Face>, mut answer: Inferred) -> Result<Response, Failur
     let is_known = |kind: &&HeaderValue| KINDS.iter().any(|known| kind.as_bytes().starts_with(known.as_bytes()));
     let kind = answer.content_type().filter(is_known).cloned().unwrap_or(super::JSON);
     let node = face.api().name_of(answer.node());
-    let (attempts, raised) = (answer.sends(), answer.raised_context());
+    let (attempts, raised, waited) = (answer.sends(), answer.raised_context(), answer.waited());
     let is_lines = kind.as_bytes().starts_with(b"application/x-ndjson");
-    let begun = if is_lines { Vec::new() } else { begun(&mut answer, &node).await? };
+    let begun = match is_lines {
+        true => Vec::new(),
+        false => {
+            let failed = |failure: Failure| failure.about(NODE, name_of(&node)).about(ATTEMPTS, attempts);
+            begun(&mut answer, &node).await.map_err(failed)?
+        }
+    };
     let mut response = Response::new(match is_lines || begun.len() > PIECE_BYTES_MAX {
         true => pieces(face.clone(), answer, node.clone(), begun, is_lines),
         false => {
@@ -171,12 +183,34 @@ async fn told(face: &Arc<Face>, mut answer: Inferred) -> Result<Response, Failur
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, kind);
-    headers.insert(NODE, HeaderValue::try_from(node).expect("the name of a node stands in a header"));
+    headers.insert(NODE, name_of(&node));
     headers.insert(ATTEMPTS, HeaderValue::from(attempts));
     if let Some(context) = raised {
         headers.insert(OPTIONS, HeaderValue::try_from(format!("num_ctx={context}")).expect("it is a number"));
     }
+    if let Some(Waited { place, expected }) = waited {
+        headers.insert(QUEUE_PLACE, HeaderValue::from(place));
+        headers.insert(EXPECTED_WAIT, seconds(expected));
+    }
     Ok(response)
+}
+
+/// A failure with the way the request went, as an answer has it.
+fn told_not(face: &Face, unanswered: Unanswered) -> Failure {
+    let Unanswered { error, node, sends } = unanswered;
+    let failure = Failure::from(error).about(ATTEMPTS, sends);
+    match node {
+        Some(node) => failure.about(NODE, name_of(&face.api().name_of(node))),
+        None => failure,
+    }
+}
+
+fn name_of(node: &str) -> HeaderValue {
+    HeaderValue::try_from(node).expect("the name of a node stands in a header")
+}
+
+fn seconds(span: Seconds) -> HeaderValue {
+    HeaderValue::try_from(format!("{:.3}", span.get())).expect("it is a number")
 }
 
 /// An answer in one piece, or what has come of it when it is longer than that.
@@ -253,6 +287,7 @@ impl From<node::InferError> for Failure {
             Error::Busy { retry_after } => {
                 let message = "server busy, please try again: all nodes with the model have full queues".to_owned();
                 new(StatusCode::SERVICE_UNAVAILABLE, "busy", message)
+                    .about(EXPECTED_WAIT, seconds(retry_after))
                     .retry_after(Duration::from(retry_after).clamp(Duration::from_secs(1), RETRY_AFTER_MAX))
             }
             Error::Served { status, body, .. } => {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent::remote::{self, Limits, Remote};
-use agent::{Ask, INFER, PROBE, Probe, Reply, Route, SendError};
+use agent::{Ask, INFER, PROBE, Probe, Reply, Route, SendError, Waited};
 use bytes::Bytes;
 use cluster::{Cluster, KeyId};
 use dispatch::{Failure, Refusal};
@@ -159,6 +159,13 @@ impl Frames {
         match &self.from {
             From::Here(answer) => answer.content_type.as_ref(),
             From::There(answer) => answer.content_type.as_ref(),
+        }
+    }
+
+    pub(crate) fn waited(&self) -> Option<Waited> {
+        match &self.from {
+            From::Here(answer) => answer.waited,
+            From::There(answer) => answer.waited,
         }
     }
 
