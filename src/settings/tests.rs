@@ -152,7 +152,7 @@ fn an_unknown_key_is_an_error_with_a_line_and_a_suggestion() {
     assert!(unknown("insecure-no-auth = true").contains("did you mean `insecure_no_auth`?"));
     assert!(
         unknown("[gateway]\nthreads = 4")
-            .ends_with("`insecure_no_auth`, `tls_cert`, `tls_key`, `ollama`, `engine`, `log`\n")
+            .ends_with("`insecure_no_auth`, `tls_cert`, `tls_key`, `ollama`, `engine`, `slots`, `log`\n")
     );
 }
 

@@ -33,15 +33,7 @@ const BACKEND_TEXT_MAX: usize = 4_000;
 
 impl Failure {
     pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            status,
-            code,
-            message: message.into(),
-            hint: None,
-            retry_after: None,
-            about: None,
-            cause: None,
-        }
+        Self { status, code, message: message.into(), hint: None, retry_after: None, about: None, cause: None }
     }
 
     pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
