@@ -110,30 +110,43 @@ impl Answering {
         }
     }
 
-    /// Begins to read a chunk; anything else waits until those before it are sent.
+    /// Begins to read a chunk; anything else waits until those before it are sent, and so does a chunk there is no room for.
     async fn take(&mut self, question: Question) {
         let Question::Chunk(chunk) = question else {
             self.held_back = Some(question);
             return;
         };
-        let shared = self.shared.clone();
-        let reading = match &self.about {
-            About::Nothing => None,
+        let length = match &self.about {
+            About::Nothing => 0,
+            About::Whole(_, opened) => opened.list.length(chunk),
+            About::Part(part) => chunks::length(part.partial.size, chunk),
+        };
+        let buffer = match self.ahead.is_empty() {
+            true => Some(self.shared.sending.get(length).await),
+            false => self.shared.ahead.try_get(length),
+        };
+        let Some(buffer) = buffer else {
+            self.held_back = Some(question);
+            return;
+        };
+        let reading = self.begin_reading(chunk, buffer);
+        self.ahead.push_back((chunk, reading));
+    }
+
+    fn begin_reading(&self, chunk: u32, mut buffer: Buffer) -> JoinHandle<Result<Buffer, Unread>> {
+        match &self.about {
+            About::Nothing => tokio::task::spawn_blocking(|| Err(Unread::Io(io::ErrorKind::NotFound.into()))),
             About::Whole(hash, opened) => {
-                let (hash, opened) = (*hash, opened.clone());
-                let mut buffer = self.shared.sending.get(opened.list.length(chunk)).await;
-                Some(tokio::task::spawn_blocking(move || {
+                let (shared, hash, opened) = (self.shared.clone(), *hash, opened.clone());
+                tokio::task::spawn_blocking(move || {
                     read_whole(&shared, &hash, &opened, chunk, &mut buffer).map(|()| buffer)
-                }))
+                })
             }
             About::Part(part) => {
                 let partial = part.partial.clone();
-                let mut buffer = self.shared.sending.get(chunks::length(partial.size, chunk)).await;
-                Some(tokio::task::spawn_blocking(move || partial.read_verified(chunk, &mut buffer).map(|()| buffer)))
+                tokio::task::spawn_blocking(move || partial.read_verified(chunk, &mut buffer).map(|()| buffer))
             }
-        };
-        let nothing = || tokio::task::spawn_blocking(|| Err(Unread::Io(io::ErrorKind::NotFound.into())));
-        self.ahead.push_back((chunk, reading.unwrap_or_else(nothing)));
+        }
     }
 
     async fn send_chunk(&mut self, index: u32, read: Result<Buffer, Unread>) -> io::Result<()> {
@@ -151,7 +164,11 @@ impl Answering {
         match question {
             Question::Open(hash) => self.open(hash).await,
             Question::List => self.send_list().await,
-            Question::Chunk(_) => unreachable!("chunks are read ahead"),
+            // There was no room to read it ahead.
+            chunk @ Question::Chunk(_) => {
+                self.take(chunk).await;
+                Ok(())
+            }
         }
     }
 
@@ -266,10 +283,11 @@ fn read_whole(shared: &Shared, hash: &BlobHash, opened: &Opened, chunk: u32, buf
     }
     opened.read(chunk, buffer).inspect_err(|unread| match unread {
         Unread::Damaged => {
-            // Changed under us, it is another file; else the disk has changed it.
             shared.close(hash);
-            shared.refresh(hash);
-            shared.found_damaged(hash, chunk);
+            match opened.is_another_now() {
+                true => shared.refresh(hash),
+                false => shared.found_damaged(hash, chunk),
+            }
         }
         Unread::Io(error) => tracing::warn!(%hash, chunk, %error, "failed to read a chunk"),
     })

@@ -17,15 +17,17 @@ use crate::config::Config;
 use crate::disk::{self, Disk};
 use crate::error::Error;
 use crate::fetch::Running;
-use crate::folder::{Entry, Folder, open_stamped};
+use crate::folder::{Entry, Folder, Reference, open_stamped};
 use crate::journal::Journal;
 use crate::pace::Pace;
 use crate::partial::Partial;
+use crate::protocol::SPEC;
 use crate::space::Space;
 use crate::state::{Shelf, State};
 
-/// Chunks on their way to peers that are in memory at once.
-const SENDING_MAX: usize = 32;
+/// Chunks that are read before it is their turn to be sent, of all streams together. Each stream has room for one beside
+/// these, so that slow peers cannot use up what others need.
+const AHEAD_MAX: usize = 24;
 
 pub(crate) struct Shared {
     pub(crate) config: Config,
@@ -35,7 +37,10 @@ pub(crate) struct Shared {
     pub(crate) net: Net,
     pub(crate) up: Pace,
     pub(crate) down: Pace,
+    /// For each stream one chunk.
     pub(crate) sending: Buffers,
+    /// For the chunks behind it.
+    pub(crate) ahead: Buffers,
     pub(crate) fetching: Semaphore,
     pub(crate) counters: Counters,
     pub(crate) starts: mpsc::Sender<Arc<Running>>,
@@ -91,6 +96,8 @@ pub struct Figures {
 /// A whole blob, open for reading.
 pub(crate) struct Opened {
     file: File,
+    /// Where it is not our own.
+    reference: Option<Reference>,
     pub(crate) list: Chunks,
 }
 
@@ -103,6 +110,11 @@ pub(crate) enum Unread {
 }
 
 impl Opened {
+    /// Whether somebody has changed the file since it was looked at: then it is no damage.
+    pub(crate) fn is_another_now(&self) -> bool {
+        self.reference.as_ref().is_some_and(|reference| open_stamped(reference).is_none())
+    }
+
     /// Verified: what does not match is not returned. Blocks.
     pub(crate) fn read(&self, chunk: u32, buffer: &mut [u8]) -> Result<(), Unread> {
         let read = disk::read_at(&self.file, buffer, chunks::offset(chunk)).map_err(Unread::Io)?;
@@ -143,7 +155,8 @@ impl Shared {
             space: Space::new(config.dir.clone(), disk.clone()),
             up: Pace::new(config.up),
             down: Pace::new(config.down),
-            sending: Buffers::new(SENDING_MAX),
+            sending: Buffers::new(SPEC.concurrency_total),
+            ahead: Buffers::new(AHEAD_MAX),
             fetching: Semaphore::new(config.fetches_max.max(1)),
             counters: Counters::default(),
             damage: watch::Sender::default(),
@@ -244,9 +257,9 @@ impl Shared {
             let shelf = self.shelf();
             (shelf.entry(hash)?.clone(), shelf.own(hash).map(Path::to_owned))
         };
-        let file = own.and_then(|path| File::open(path).ok());
-        let file = file.or_else(|| entry.references.iter().find_map(open_stamped));
-        let Some(file) = file else {
+        let ours = own.and_then(|path| Some((File::open(path).ok()?, None)));
+        let referred = |reference: &Reference| Some((open_stamped(reference)?, Some(reference.clone())));
+        let Some((file, reference)) = ours.or_else(|| entry.references.iter().find_map(referred)) else {
             self.refresh(hash);
             return None;
         };
@@ -254,7 +267,7 @@ impl Shared {
             tracing::warn!(%hash, "the list of a blob's chunks cannot be read; verifying the blob makes it anew");
             return None;
         };
-        let open = Arc::new(Opened { file, list });
+        let open = Arc::new(Opened { file, reference, list });
         opened.insert(*hash, Arc::downgrade(&open));
         Some(open)
     }
