@@ -83,6 +83,24 @@ impl Blobs {
         blocking(move || import::adopt(&shared, &bytes)).await
     }
 
+    /// Takes in a file of ours by moving it, if it is what its SHA-256 says; it lies on the same file system.
+    pub async fn take(&self, path: impl Into<PathBuf>, sha256: Digest) -> Result<Known, Error> {
+        let (shared, path) = (self.shared.clone(), path.into());
+        blocking(move || import::take(&shared, &path, sha256)).await
+    }
+
+    /// Tells that a file we refer to lies at this path too. What was linked there is not read again.
+    pub async fn also_at(&self, hash: &BlobHash, path: impl Into<PathBuf>) -> Result<(), Error> {
+        let (shared, hash, path) = (self.shared.clone(), *hash, path.into());
+        blocking(move || import::also_at(&shared, &hash, &path)).await
+    }
+
+    /// All that are here.
+    pub fn all(&self) -> Vec<Known> {
+        let shelf = self.shared.shelf();
+        shelf.all().iter().filter_map(|hash| shelf.known(hash)).collect()
+    }
+
     /// As it was known last. A file we refer to may have gone since: see `locate`.
     pub fn state(&self, hash: &BlobHash) -> State {
         self.shared.state(hash)

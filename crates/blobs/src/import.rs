@@ -120,6 +120,49 @@ fn holds(file: &File, hash: &BlobHash) -> io::Result<bool> {
     Ok(builder.finish().root() == *hash)
 }
 
+/// A file of ours becomes a blob of ours, by moving it, if it is what its SHA-256 says.
+pub(crate) fn take(shared: &Shared, path: &Path, sha256: Digest) -> Result<Known, Error> {
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    let (list, found) = both_hashes(&file, |_| ()).map_err(Error::io("read", path))?;
+    let known = Known { hash: list.root(), sha256: found, size: list.size() };
+    if found != sha256 {
+        return Err(Error::OtherContent { path: path.to_owned(), hash: known.hash });
+    }
+    file.sync_all().map_err(Error::io("sync", path))?;
+    shared.keep_list(&list)?;
+    let note = |entry: Option<&Entry>| Entry {
+        size: known.size,
+        sha256,
+        references: entry.map_or_else(Vec::new, |entry| entry.references.clone()),
+    };
+    // The record first: no whole blob is ever without one.
+    shared.folder.write_known(&known.hash, &note(shared.shelf().entry(&known.hash)))?;
+    shared.folder.publish(path, &known.hash)?;
+    shared.note(known.hash, note)?;
+    shared.close(&known.hash);
+    Ok(known)
+}
+
+/// One more name of a file that is known: what was linked is not read again.
+pub(crate) fn also_at(shared: &Shared, hash: &BlobHash, path: &Path) -> Result<(), Error> {
+    let path = std::path::absolute(path).map_err(Error::io("find", path))?;
+    if path.to_str().is_none() {
+        return Err(Error::Path { path, reason: "it is not UTF-8" });
+    }
+    let known = shared.shelf().known(hash).ok_or(Error::Absent { hash: *hash })?;
+    let stamp = Stamp::of(&path.metadata().map_err(Error::io("look at", &path))?);
+    let is_same_file = stamp.inode != 0
+        && shared.shelf().entry(hash).is_some_and(|entry| entry.references.iter().any(|other| other.stamp == stamp));
+    if !is_same_file {
+        return refer(shared, &path, |_| ()).and_then(|found| match found.hash == *hash {
+            true => Ok(()),
+            false => Err(Error::OtherContent { path, hash: *hash }),
+        });
+    }
+    let entry = shared.shelf().with_reference(&known, Reference { path, stamp });
+    shared.note(*hash, |_| entry)
+}
+
 /// BLAKE3 here, SHA-256 on a thread of its own, buffers going round between them.
 fn both_hashes(file: &File, tell: impl Fn(u64)) -> io::Result<(Chunks, Digest)> {
     let mut builder = Builder::default();
