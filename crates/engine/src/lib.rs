@@ -32,3 +32,4 @@ mod window;
 pub use error::{Error, Fault};
 #[cfg(feature = "llama")]
 pub use llama::{Config, Llama};
+pub use machine::memory_total;

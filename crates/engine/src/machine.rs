@@ -5,11 +5,17 @@ use std::fs;
 /// Bytes of memory that a model may take now, and `None` where the system does not tell.
 pub(crate) fn memory_available() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
-    memory_line(&text)
+    memory_line(&text, "MemAvailable:")
 }
 
-fn memory_line(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+/// Bytes of memory there are, and `None` where the system does not tell.
+pub fn memory_total() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    memory_line(&text, "MemTotal:")
+}
+
+fn memory_line(meminfo: &str, name: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim_end().parse().ok()?;
     kibibytes.checked_mul(1024)
 }
@@ -54,9 +60,10 @@ mod tests {
     #[test]
     fn memory_is_read_in_bytes() {
         let text = "MemTotal:       24576000 kB\nMemFree:  1 kB\nMemAvailable:   1024 kB\n";
-        assert_eq!(memory_line(text), Some(1024 * 1024));
-        assert_eq!(memory_line("MemTotal: 1 kB"), None);
-        assert_eq!(memory_line("MemAvailable: much kB"), None);
+        assert_eq!(memory_line(text, "MemAvailable:"), Some(1024 * 1024));
+        assert_eq!(memory_line(text, "MemTotal:"), Some(24_576_000 * 1024));
+        assert_eq!(memory_line("MemTotal: 1 kB", "MemAvailable:"), None);
+        assert_eq!(memory_line("MemAvailable: much kB", "MemAvailable:"), None);
     }
 
     #[test]

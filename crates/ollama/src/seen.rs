@@ -29,6 +29,9 @@ pub struct Listed {
     /// Bare hex.
     pub digest: String,
     pub size: u64,
+    /// When the name came to mean this, in milliseconds since 1970.
+    #[serde(rename = "modified_at", deserialize_with = "milliseconds")]
+    pub modified_at_ms: u64,
     /// Set where the model runs somewhere else, as Ollama's cloud models do.
     #[serde(deserialize_with = "or_default")]
     pub remote_host: String,
@@ -147,6 +150,13 @@ fn nanoseconds<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error>
     Ok(Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or_default()))
 }
 
+/// Of a date with its offset; one that cannot be read is as good as none.
+fn milliseconds<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    let text = Option::<String>::deserialize(from)?.unwrap_or_default();
+    let moment = text.parse::<jiff::Timestamp>().map(jiff::Timestamp::as_millisecond);
+    Ok(moment.ok().and_then(|moment| u64::try_from(moment).ok()).unwrap_or_default())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,7 +164,7 @@ mod tests {
     #[test]
     fn lists_are_read_whatever_is_missing_or_new() {
         let tags: Tags = serde_json::from_str(
-            r#"{"models":[{"name":"m:latest","digest":"ab","size":7,"new":{},"details":{"family":"llama","families":null}},
+            r#"{"models":[{"name":"m:latest","digest":"ab","size":7,"modified_at":"2023-11-14T23:13:20+01:00","new":{},"details":{"family":"llama","families":null}},
                 {"name":"big:cloud","remote_host":"https://ollama.com:443"}]}"#,
         )
         .unwrap();

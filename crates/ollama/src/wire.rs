@@ -17,8 +17,8 @@ pub use infer::{
 };
 pub use json::{InvalidBody, decode, encode, fields};
 pub use manage::{
-    CopyRequest, DeleteRequest, Details, ListResponse, ListedModel, LoadedModel, PsResponse, ShowRequest, ShowResponse,
-    TensorInfo, Version,
+    CopyRequest, DeleteRequest, Details, ListResponse, ListedModel, LoadedModel, PsResponse, PullRequest, ShowRequest,
+    ShowResponse, TensorInfo, Version,
 };
 pub use options::{InvalidOption, Options};
 pub use value::{Format, InvalidFormat, KeepAlive, Level, Think, Time};

@@ -46,7 +46,6 @@ impl Folder {
     /// Brings a file in under its digest, which the caller has verified. Where it lies on the same file system nothing is
     /// copied, and both names are one file from then on. Durable once this returns.
     pub fn link(&self, layer: &Layer, from: &Path) -> Result<Came, Error> {
-        let to = self.blob(&layer.digest);
         let failed = |path: &Path| {
             let path = path.to_owned();
             |source| Error::Io { path, source }
@@ -54,10 +53,16 @@ impl Folder {
         for path in [self.blobs(), self.incoming()] {
             fs::create_dir_all(&path).map_err(failed(&path))?;
         }
-        if self.has(layer) {
-            self.renew(&to).map_err(failed(&to))?;
-            return Ok(Came::Known);
-        }
+        if self.has(layer) { Ok(Came::Known) } else { self.replace(layer, from) }
+    }
+
+    /// The same, in place of what lies there, which is not what its name says.
+    pub fn replace(&self, layer: &Layer, from: &Path) -> Result<Came, Error> {
+        let to = self.blob(&layer.digest);
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            |source| Error::Io { path, source }
+        };
         let draft = Passing(self.incoming().join(random_name()));
         let came = match self.may_be_linked(from).map_err(failed(from))? && fs::hard_link(from, &draft.0).is_ok() {
             true => Came::Linked,
@@ -72,8 +77,8 @@ impl Folder {
         if size != layer.size {
             return Err(Error::OtherSize { path: from.to_owned(), bytes: size, expected: layer.size });
         }
-        // A link keeps the file's age, and Ollama prunes what is old and not named yet.
-        self.renew(&draft.0).map_err(failed(&draft.0))?;
+        // It stays as old as it was: whoever refers to the file knows it by its time. An Ollama that starts before the name is
+        // given may prune it, which `put` finds out.
         fs::rename(&draft.0, &to).map_err(failed(&to))?;
         sync_folder(&self.blobs()).map_err(failed(&self.blobs()))?;
         Ok(came)
@@ -143,6 +148,7 @@ impl Folder {
         fs::metadata(from).map(|_| true)
     }
 
+    /// Makes a file that Ollama might prune as good as new.
     pub(super) fn renew(&self, path: &Path) -> io::Result<()> {
         let changed = File::options().write(true).open(path).and_then(|file| file.set_modified(SystemTime::now()));
         match changed {

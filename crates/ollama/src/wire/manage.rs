@@ -132,6 +132,27 @@ pub struct DeleteRequest {
     name: String,
 }
 
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct PullRequest {
+    #[serde(deserialize_with = "or_default")]
+    model: String,
+    #[serde(deserialize_with = "or_default")]
+    name: String,
+    stream: Option<bool>,
+}
+
+impl PullRequest {
+    pub fn model(&self) -> &str {
+        either(&self.model, &self.name)
+    }
+
+    /// Unless the request says otherwise.
+    pub fn stream(&self) -> bool {
+        self.stream.unwrap_or(true)
+    }
+}
+
 impl ShowRequest {
     pub fn model(&self) -> &str {
         either(&self.model, &self.name)
