@@ -75,8 +75,10 @@ pub enum Step {
 /// All that can be done now, in no order. Some steps lead to others, which are found when asked again.
 pub fn steps(local: &Local, agreed: &Agreed, role: Role) -> BTreeSet<Step> {
     let mut steps = BTreeSet::new();
+    // What runs here under one of its names runs under all of them.
+    let held = local.listed.iter().map(|listed| listed.digest).filter(|digest| local.whole.contains(digest));
     let mut wanted: BTreeSet<Digest> =
-        agreed.assigned.iter().filter(|version| agreed.versions.contains(*version)).copied().collect();
+        agreed.assigned.iter().filter(|version| agreed.versions.contains(*version)).copied().chain(held).collect();
     for listed in &local.listed {
         let Listed { store, name, digest, .. } = listed.clone();
         match (agreed.tags.get(&name), agreed.deleted.get(&name)) {
@@ -205,6 +207,13 @@ mod tests {
             let publish = steps(&local(stale, &[1, 2]), &agreed, Role::Node);
             assert_eq!(only(publish), Step::Publish { store: 0, name: name("m"), version: version(now) });
         }
+    }
+
+    #[test]
+    fn what_runs_under_one_name_runs_under_all() {
+        let agreed = agreed(&[("m", tag(1, &[])), ("copy", tag(1, &[]))], &[1], &[]);
+        let publish = Step::Publish { store: 0, name: name("copy"), version: version(1) };
+        assert_eq!(only(steps(&local(vec![listed("m", 1)], &[1]), &agreed, Role::Node)), publish);
     }
 
     #[test]

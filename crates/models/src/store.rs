@@ -16,6 +16,7 @@ use ollama::manifest::Layer;
 use ollama::{Digest, ModelName};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use types::UnixMillis;
 
 use crate::serve::{self, Offers};
 
@@ -29,11 +30,22 @@ pub struct Beside {
     pub client: FindClient,
     /// Where its folder may be, the likeliest first.
     pub folders: Vec<PathBuf>,
+    /// Nobody else puts models there: what no name needs is ours to remove.
+    pub ours: bool,
 }
 
 pub struct Store {
     beside: Beside,
     folder: Mutex<Access>,
+}
+
+/// A name it lists itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    pub name: ModelName,
+    pub digest: Digest,
+    /// When it came to mean this.
+    pub since: UnixMillis,
 }
 
 /// How models get in, and whether what lies there can be read.
@@ -104,10 +116,14 @@ impl Store {
     }
 
     /// Names and digests, as it lists them itself; what runs elsewhere left out.
-    pub async fn listed(&self) -> Result<Vec<(ModelName, Digest)>, Error> {
+    pub async fn listed(&self) -> Result<Vec<Found>, Error> {
         let tags = self.client()?.tags().await?;
         let local = tags.models.iter().filter(|model| model.remote_host.is_empty());
-        Ok(local.filter_map(|model| Some((model.name.parse().ok()?, bare(&model.digest)?))).collect())
+        let found = local.filter_map(|model| {
+            let (name, digest) = (model.name.parse().ok()?, bare(&model.digest)?);
+            Some(Found { name, digest, since: UnixMillis(model.modified_at_ms) })
+        });
+        Ok(found.collect())
     }
 
     /// What lies in its folder, where that can be read.
@@ -169,10 +185,35 @@ impl Store {
         }
     }
 
-    /// Removes files that no name needs any more, where the folder is ours.
+    /// By its own means, for a model that the mesh knows nothing of.
+    pub async fn copy(&self, from: &ModelName, to: &ModelName) -> Result<(), Error> {
+        Ok(self.client()?.copy(from, to).await?)
+    }
+
+    /// Likewise.
+    pub async fn delete(&self, name: &ModelName) -> Result<(), Error> {
+        Ok(self.client()?.delete(name).await?)
+    }
+
+    /// Removes files that no name needs any more, where nobody else keeps any.
     pub async fn prune(&self, digests: Vec<Digest>) -> Result<(), Error> {
         let Access::Folder(folder) = self.known() else { return Ok(()) };
+        if !self.beside.ours {
+            return Ok(());
+        }
         Ok(blocking(move || Folder::of_another(folder).prune(digests)).await?)
+    }
+
+    /// Puts a good file in place of one that is not what its name says. `None` where nothing of that name lies here.
+    pub async fn mend(&self, layer: &Layer, from: PathBuf) -> Result<Option<PathBuf>, Error> {
+        let Access::Folder(folder) = self.known() else { return Ok(None) };
+        let (folder, layer) = (Folder::of_another(folder), layer.clone());
+        let at = folder.blob(&layer.digest);
+        if !folder.has(&layer) {
+            return Ok(None);
+        }
+        blocking(move || folder.replace(&layer, &from)).await?;
+        Ok(Some(at))
     }
 
     async fn link(&self, folder: Folder, name: &ModelName, model: &Ready) -> Result<Published, folder::Error> {
@@ -224,10 +265,10 @@ impl Store {
     /// Whether it lists the name by this digest.
     async fn lists(&self, name: &ModelName, wanted: Digest) -> Result<(), Error> {
         let listed = self.listed().await?;
-        match listed.into_iter().find(|(known, _)| known == name) {
-            Some((_, digest)) if digest == wanted => Ok(()),
+        match listed.into_iter().find(|found| found.name == *name) {
+            Some(found) if found.digest == wanted => Ok(()),
             found => {
-                let found = found.map_or_else(|| "nothing".to_owned(), |(_, digest)| digest.to_string());
+                let found = found.map_or_else(|| "nothing".to_owned(), |found| found.digest.to_string());
                 Err(Error::OtherDigest { name: Box::new(name.clone()), wanted, found })
             }
         }
@@ -237,7 +278,7 @@ impl Store {
         (self.beside.client)().map_err(Error::NoWay)
     }
 
-    fn known(&self) -> Access {
+    pub(crate) fn known(&self) -> Access {
         self.folder.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -250,13 +291,12 @@ impl Store {
 
 /// Which of the folders is the one whose models are listed. One that is empty like the list may be: what is put there
 /// first will show.
-fn judge(folders: &[PathBuf], listed: &[(ModelName, Digest)]) -> Access {
+fn judge(folders: &[PathBuf], listed: &[Found]) -> Access {
     let mut last = "nobody said where its folder is".to_owned();
     for path in folders {
-        let same = |models: &[Installed]| {
-            models.len() == listed.len()
-                && models.iter().all(|model| listed.contains(&(model.name.clone(), model.digest)))
-        };
+        let is_listed =
+            |model: &Installed| listed.iter().any(|found| found.name == model.name && found.digest == model.digest);
+        let same = |models: &[Installed]| models.len() == listed.len() && models.iter().all(is_listed);
         match readable(path) {
             Err(why) => last = format!("`{}`: {why}", path.display()),
             Ok(models) if !same(&models) => last = format!("`{}` holds other models than it lists", path.display()),

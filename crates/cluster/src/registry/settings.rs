@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use ollama::Origin;
 use serde::{Deserialize, Serialize};
 use types::{Scope, Scopes, UnixMillis};
 
@@ -21,7 +22,7 @@ pub struct Definition {
     check: fn(&str) -> Result<(), String>,
 }
 
-static DEFINITIONS: [Definition; 4] = [
+static DEFINITIONS: [Definition; 6] = [
     Definition {
         key: "api.anonymous",
         default: "infer,read,models",
@@ -36,6 +37,21 @@ static DEFINITIONS: [Definition; 4] = [
             true => Ok(()),
             false => Err("a name has at most 100 characters and no control characters".to_owned()),
         },
+    },
+    Definition {
+        key: "placement.after_s",
+        default: "600",
+        about: "seconds a node may be down before its models are copied elsewhere: 10 to 604800",
+        check: |value| match value.parse::<u32>() {
+            Ok(10..=604_800) => Ok(()),
+            _ => Err("it is a whole number of seconds from 10 to 604800".to_owned()),
+        },
+    },
+    Definition {
+        key: "registries.allow",
+        default: "registry.ollama.ai,hf.co,huggingface.co",
+        about: "registries models may be pulled from: hosts, or `http://host:port` for plain ones of your own; or `none`",
+        check: |value| registries(value).map(|_| ()),
     },
     Definition {
         key: "voters.max",
@@ -97,6 +113,11 @@ impl Settings {
         anonymous_scopes(self.known("api.anonymous")).expect("only checked values are stored")
     }
 
+    /// Where models may come from.
+    pub fn registries(&self) -> Vec<Origin> {
+        registries(self.known("registries.allow")).expect("only checked values are stored")
+    }
+
     pub fn mesh_name(&self) -> &str {
         self.known("mesh.name")
     }
@@ -107,6 +128,11 @@ impl Settings {
 
     pub fn voter_replace_after(&self) -> Duration {
         let seconds = self.known("voters.replace_after_s").parse().expect("only checked values are stored");
+        Duration::from_secs(seconds)
+    }
+
+    pub fn placement_after(&self) -> Duration {
+        let seconds = self.known("placement.after_s").parse().expect("only checked values are stored");
         Duration::from_secs(seconds)
     }
 
@@ -173,6 +199,24 @@ fn nearest(typed: &str) -> Option<&'static str> {
     };
     let best = DEFINITIONS.iter().max_by_key(shared)?;
     (shared(&best) * 2 >= wanted.len().max(1)).then_some(best.key)
+}
+
+/// More are not looked through for each pull.
+const REGISTRIES_MAX: usize = 64;
+
+fn registries(value: &str) -> Result<Vec<Origin>, String> {
+    if value == "none" {
+        return Ok(Vec::new());
+    }
+    let all = value
+        .split(',')
+        .map(str::trim)
+        .map(|text| text.parse().map_err(|error: ollama::ParseOriginError| error.to_string()));
+    let all: Vec<Origin> = all.collect::<Result<_, _>>()?;
+    if all.len() > REGISTRIES_MAX {
+        return Err(format!("{REGISTRIES_MAX} of them are the most"));
+    }
+    Ok(all)
 }
 
 fn anonymous_scopes(value: &str) -> Result<Scopes, String> {

@@ -1,0 +1,84 @@
+//! What can go wrong with a model, by what the caller decides next.
+
+use std::io;
+use std::path::PathBuf;
+
+use ollama::compose::TooLong;
+use ollama::{Digest, ModelName};
+
+use crate::{store, upstream};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("there is no model `{0}` in this mesh")]
+    UnknownModel(Box<ModelName>),
+    #[error("the mesh does not know version `{0}`")]
+    UnknownVersion(Digest),
+    #[error("`{0}` is pinned and does not move")]
+    Pinned(Box<ModelName>),
+    #[error("failed to fetch `{name}` from its registry")]
+    Upstream { name: Box<ModelName>, source: Box<upstream::Error> },
+    #[error("failed to fetch a blob from other nodes")]
+    Fetch(#[from] blobs::FetchError),
+    #[error("failed to keep a blob")]
+    Blobs(#[from] blobs::Error),
+    #[error("failed to repair a blob")]
+    Repair(#[from] blobs::RepairError),
+    #[error("failed to put the model into `{store}`")]
+    Store { store: String, source: Box<store::Error> },
+    #[error("the mesh did not take the model in")]
+    Registry(#[source] Box<cluster::Error>),
+    #[error("`{}` is not what its name says: its SHA-256 is `{found}`", path.display())]
+    Corrupt { path: PathBuf, found: Digest },
+    #[error("`{}` cannot be read", path.display())]
+    Unreadable { path: PathBuf, source: io::Error },
+    #[error("`{}` is no model: {source}", path.display())]
+    NoModel { path: PathBuf, source: gguf::Error },
+    #[error("a text of the model is too long")]
+    TextTooLong(#[from] TooLong),
+    #[error("what lies under `{0}` changed while it was looked at")]
+    Changed(Box<ModelName>),
+    #[error("nothing on this node runs models")]
+    NoStore,
+}
+
+impl From<cluster::Error> for Error {
+    fn from(error: cluster::Error) -> Self {
+        Self::Registry(Box::new(error))
+    }
+}
+
+/// An error with its causes, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+impl Error {
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::UnknownModel(_) => Some("`omx models ls` shows all models, `omx models pull` fetches one".to_owned()),
+            Self::Pinned(name) => Some(format!("`omx models pin --off {name}` lets it move again")),
+            Self::Upstream { source, .. } => source.hint().map(str::to_owned),
+            Self::Blobs(source) => source.hint().map(str::to_owned),
+            Self::Registry(source) => source.hint(),
+            Self::Corrupt { .. } => {
+                Some("`omx models verify NAME` fetches what is damaged from other nodes".to_owned())
+            }
+            Self::NoStore => Some("start this node with an Ollama or the engine, or ask another node".to_owned()),
+            Self::UnknownVersion(_)
+            | Self::Fetch(_)
+            | Self::Repair(_)
+            | Self::Store { .. }
+            | Self::Unreadable { .. }
+            | Self::NoModel { .. }
+            | Self::TextTooLong(_)
+            | Self::Changed(_) => None,
+        }
+    }
+}
