@@ -28,6 +28,7 @@ async fn main() -> anyhow::Result<()> {
         join: None,
         // It runs no models.
         backend: Wanted { ollama: OllamaWanted::None, engine: EngineWanted::Off, slots: None, program: None },
+        ollama_models: None,
     };
     let node = Node::start(config, |progress| println!("{progress:?}")).await?;
     let api = node.api();

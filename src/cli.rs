@@ -18,12 +18,14 @@ mod engine;
 mod events;
 mod keys;
 mod leave;
+mod models;
 mod nodes;
 mod ps;
 mod run;
 mod status;
 mod token;
 mod trace;
+mod transfers;
 mod up;
 
 /// Many machines, one Ollama: a mesh of nodes, and the commands to look after it
@@ -72,6 +74,9 @@ enum Question {
     Ps(ps::Ps),
     Trace(trace::TraceOf),
     #[command(subcommand)]
+    Models(models::Models),
+    Transfers(transfers::Transfers),
+    #[command(subcommand)]
     Nodes(nodes::Nodes),
     #[command(subcommand)]
     Token(token::Token),
@@ -95,6 +100,8 @@ impl Question {
             Self::Config(config) => config.run(session).await?,
             Self::Keys(keys) => keys.run(session).await?,
             Self::Leave(leave) => leave.run(session).await?,
+            Self::Models(models) => return models.run(session).await,
+            Self::Transfers(transfers) => return transfers.run(session).await,
             Self::Doctor(doctor) => return doctor.run(session).await,
         };
         Ok((text, Exit::Ok))

@@ -307,5 +307,10 @@ pub(crate) fn segment(text: &str) -> String {
     text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
+/// A path that asks with one value.
+pub(crate) fn query(path: &str, key: &str, value: &str) -> String {
+    format!("{path}?{key}={}", segment(value))
+}
+
 #[cfg(test)]
 mod tests;

@@ -20,6 +20,7 @@ mod out;
 mod plain;
 mod run_file;
 mod settings;
+mod sizes;
 mod table;
 mod times;
 

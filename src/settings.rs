@@ -36,13 +36,14 @@ pub(crate) enum Key {
     TlsCert,
     TlsKey,
     Ollama,
+    OllamaModels,
     Engine,
     Slots,
     Log,
 }
 
 impl Key {
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::Name,
         Self::Api,
         Self::Mesh,
@@ -53,6 +54,7 @@ impl Key {
         Self::TlsCert,
         Self::TlsKey,
         Self::Ollama,
+        Self::OllamaModels,
         Self::Engine,
         Self::Slots,
         Self::Log,
@@ -70,6 +72,7 @@ impl Key {
             Self::TlsCert => "tls_cert",
             Self::TlsKey => "tls_key",
             Self::Ollama => "ollama",
+            Self::OllamaModels => "ollama_models",
             Self::Engine => "engine",
             Self::Slots => "slots",
             Self::Log => "log",
@@ -125,6 +128,8 @@ pub(crate) struct Settings {
     pub(crate) tls_key: Setting<Option<PathBuf>>,
     /// Ollamas by their addresses, `none`, or nothing: whichever answers at `OLLAMA_HOST` or its usual port.
     pub(crate) ollama: Setting<OllamaWanted>,
+    /// The folder of that Ollama's models. Default: looked for where Ollama keeps them by itself.
+    pub(crate) ollama_models: Setting<Option<PathBuf>>,
     /// Default: `auto`, which is where there is no Ollama.
     pub(crate) engine: Setting<EngineWanted>,
     /// Requests that each Ollama runs at once. Default: it is learned.
@@ -243,6 +248,7 @@ impl Settings {
             tls_cert: layers.path(Key::TlsCert)?,
             tls_key: layers.path(Key::TlsKey)?,
             ollama: layers.setting(Key::Ollama, ollama, || OllamaWanted::Found(usual_ollama(&layers.environment)))?,
+            ollama_models: layers.path(Key::OllamaModels)?,
             engine: layers.setting(Key::Engine, engine, || EngineWanted::Auto)?,
             slots: layers.setting(Key::Slots, slots, || None)?,
             log: layers.setting(Key::Log, levels, || LOG_DEFAULT.to_owned())?,
@@ -261,7 +267,7 @@ impl Settings {
     }
 
     /// Each key with its value as text and where that comes from.
-    pub(crate) fn rows(&self) -> [(Key, String, Origin); 13] {
+    pub(crate) fn rows(&self) -> [(Key, String, Origin); 14] {
         let name = self.name.value.as_ref().map_or_else(String::new, NodeName::to_string);
         let path = |path: &Option<PathBuf>| path.as_ref().map_or_else(String::new, |path| path.display().to_string());
         [
@@ -275,6 +281,7 @@ impl Settings {
             (Key::TlsCert, path(&self.tls_cert.value), self.tls_cert.origin),
             (Key::TlsKey, path(&self.tls_key.value), self.tls_key.origin),
             (Key::Ollama, ollama_text(&self.ollama.value), self.ollama.origin),
+            (Key::OllamaModels, path(&self.ollama_models.value), self.ollama_models.origin),
             (Key::Engine, engine_text(self.engine.value).to_owned(), self.engine.origin),
             (Key::Slots, slots_text(self.slots.value), self.slots.origin),
             (Key::Log, self.log.value.clone(), self.log.origin),

@@ -83,6 +83,10 @@ pub(super) struct Up {
     /// port 11434]
     #[arg(long, value_name = "URL|none")]
     ollama: Vec<String>,
+    /// The folder that Ollama keeps its models in; where it is ours to use, models get there without a second copy
+    /// [env: OMX_OLLAMA_MODELS] [default: looked for]
+    #[arg(long, value_name = "DIR")]
+    ollama_models: Option<String>,
     /// Run models by the built-in engine: `on`, `off`, or `auto` where no Ollama is [env: OMX_ENGINE] [default: auto]
     #[arg(long, value_name = "on|off|auto")]
     engine: Option<String>,
@@ -143,6 +147,7 @@ impl Up {
             (Key::TlsCert, self.tls_cert.clone()),
             (Key::TlsKey, self.tls_key.clone()),
             (Key::Ollama, on(!self.ollama.is_empty(), &self.ollama.join(","))),
+            (Key::OllamaModels, self.ollama_models.clone()),
             (Key::Engine, self.engine.clone()),
             (Key::Slots, self.slots.clone()),
             (Key::Log, self.log.clone().or(by_verbosity)),

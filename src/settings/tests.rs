@@ -81,7 +81,7 @@ fn every_key_can_be_set_at_every_place() {
             Key::Mdns => ("false", "false"),
             Key::AllowHost => ("a,b.lan", "'a, b.lan'"),
             Key::InsecureNoAuth => ("true", "true"),
-            Key::TlsCert | Key::TlsKey => ("/tls/a.pem", "'/tls/a.pem'"),
+            Key::TlsCert | Key::TlsKey | Key::OllamaModels => ("/tls/a.pem", "'/tls/a.pem'"),
             Key::Ollama => ("http://attic:1", "'http://attic:1'"),
             Key::Engine => ("off", "'off'"),
             Key::Slots => ("4", "4"),
@@ -151,8 +151,9 @@ fn an_unknown_key_is_an_error_with_a_line_and_a_suggestion() {
     );
     assert!(unknown("insecure-no-auth = true").contains("did you mean `insecure_no_auth`?"));
     assert!(
-        unknown("[gateway]\nthreads = 4")
-            .ends_with("`insecure_no_auth`, `tls_cert`, `tls_key`, `ollama`, `engine`, `slots`, `log`\n")
+        unknown("[gateway]\nthreads = 4").ends_with(
+            "`insecure_no_auth`, `tls_cert`, `tls_key`, `ollama`, `ollama_models`, `engine`, `slots`, `log`\n"
+        )
     );
 }
 

@@ -5,5 +5,6 @@ pub(crate) mod config;
 pub(crate) mod events;
 pub(crate) mod inference;
 pub(crate) mod keys;
+pub(crate) mod models;
 pub(crate) mod nodes;
 pub(crate) mod tokens;

@@ -7,7 +7,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use node::{Refused, RegistryError};
+use node::{ModelError, Refused, RegistryError};
 
 use crate::access::{Denied, Need};
 use crate::host::Foreign;
@@ -223,6 +223,25 @@ impl From<node::Error> for Failure {
             node::Error::Registry(error) => registry(error),
             node::Error::UnknownNode(_) => Self::new(StatusCode::NOT_FOUND, "unknown_node", error.to_string()),
             node::Error::BadRequest(message) => Self::bad_request(message),
+        };
+        Self { hint: hint.or(failure.hint), ..failure }
+    }
+}
+
+impl From<node::ModelsError> for Failure {
+    fn from(error: node::ModelsError) -> Self {
+        let (hint, message) = match &error {
+            node::ModelsError::Models(error) => (error.hint(), node::chain(error)),
+            node::ModelsError::Registry(error) => (error.hint(), String::new()),
+        };
+        let failure = match error {
+            node::ModelsError::Registry(error) => registry(error),
+            node::ModelsError::Models(ModelError::Registry(error)) => registry(*error),
+            node::ModelsError::Models(ModelError::UnknownModel(_) | ModelError::UnknownVersion(_)) => {
+                Self::new(StatusCode::NOT_FOUND, "unknown_model", message)
+            }
+            node::ModelsError::Models(ModelError::Pinned(_)) => Self::new(StatusCode::CONFLICT, "pinned", message),
+            node::ModelsError::Models(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "model", message),
         };
         Self { hint: hint.or(failure.hint), ..failure }
     }

@@ -35,6 +35,7 @@ mod table;
 mod throttle;
 mod tls;
 pub mod wire;
+mod work;
 
 pub use config::{Config, Limits, Local};
 pub use error::Error;

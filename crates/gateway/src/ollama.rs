@@ -5,6 +5,7 @@
 
 pub(crate) mod infer;
 pub(crate) mod lists;
+pub(crate) mod manage;
 mod work;
 
 use std::time::Duration;

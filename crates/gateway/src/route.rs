@@ -310,6 +310,31 @@ impl Route {
     }
 
     /// The answer describes what did not exist before.
+    /// A change that takes its time and tells of it line by line.
+    pub(crate) fn work<B, F>(path: &'static str, need: Need, about: &'static str, run: fn(Ask<B>) -> F) -> Self
+    where
+        B: DeserializeOwned + JsonSchema + Send + 'static,
+        F: Future<Output = Result<Response, Failure>> + Send + 'static,
+    {
+        let run =
+            move |asked: Asked| -> BoxFuture<'static, _> { Box::pin(async move { run(asked.with_body()?).await }) };
+        Self {
+            method: Method::POST,
+            path,
+            need,
+            about,
+            body_max: BODY_MAX,
+            deadline: CHANGE_WITHIN,
+            query: None,
+            body: Some(SchemaGenerator::subschema_for::<B>),
+            answer: Answers::Other("application/x-ndjson"),
+            success: StatusCode::OK,
+            errors: Errors::Ours,
+            passes_body_over: false,
+            run: Box::new(run),
+        }
+    }
+
     pub(crate) fn creates(self) -> Self {
         Self { success: StatusCode::CREATED, ..self }
     }

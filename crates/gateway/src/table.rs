@@ -15,7 +15,7 @@ use crate::access::Need;
 use crate::face::{Face, Service};
 use crate::failure::Failure;
 use crate::quota::Quota;
-use crate::route::{Answers, Errors, Route};
+use crate::route::{Answers, Errors, GENERATE_WITHIN, Route};
 use crate::{admin, health, metrics, ollama, openai, openapi};
 
 const READ: Need = Need::Scope(Scope::Read);
@@ -28,8 +28,8 @@ pub(crate) fn routes() -> Vec<Route> {
 }
 
 fn known() -> Vec<Route> {
-    use admin::{backends, config, events, inference, keys, nodes, tokens};
-    use ollama::{infer, lists};
+    use admin::{backends, config, events, inference, keys, models, nodes, tokens};
+    use ollama::{infer, lists, manage};
     vec![
         Route::read("/omx/v1/status", READ, "How the mesh is, as this node sees it now", nodes::status),
         Route::read("/omx/v1/nodes", READ, "The members", nodes::list),
@@ -47,6 +47,54 @@ fn known() -> Vec<Route> {
         Route::read("/omx/v1/queue", READ, "What the nodes have loaded, and what waits before them", inference::queue),
         Route::read("/omx/v1/traces", READ, "Why the last requests went where they went", inference::traces),
         Route::read("/omx/v1/traces/{id}", READ, "What became of one request", inference::trace),
+        Route::read("/omx/v1/models", READ, "The models of the mesh, and who has each", models::list),
+        Route::read("/omx/v1/models/show", READ, "All about one model", models::show),
+        Route::change(Method::POST, "/omx/v1/models/place", MODELS, "Say where a model should be", models::place),
+        Route::change(Method::POST, "/omx/v1/models/pin", MODELS, "Keep a name from moving, or let it", models::pin),
+        Route::change(
+            Method::POST,
+            "/omx/v1/models/rollback",
+            MODELS,
+            "Make a name mean again what it meant before",
+            models::roll_back,
+        ),
+        Route::change(Method::POST, "/omx/v1/models/copy", MODELS, "Give a model one more name", models::copy),
+        Route::change(
+            Method::POST,
+            "/omx/v1/models/alias",
+            MODELS,
+            "Let a name stand for another one, or no more",
+            models::alias,
+        ),
+        Route::change(
+            Method::POST,
+            "/omx/v1/models/remove",
+            MODELS,
+            "Remove a name from the mesh, restorable until its files are collected",
+            models::remove,
+        ),
+        Route::change(Method::POST, "/omx/v1/models/restore", MODELS, "Bring back a removed name", models::restore),
+        Route::change(
+            Method::POST,
+            "/omx/v1/models/gc",
+            ADMIN,
+            "Free what no model needs any more, on this node",
+            models::collect,
+        )
+        .within(GENERATE_WITHIN),
+        Route::work(
+            "/omx/v1/models/import",
+            Need::Machine,
+            "Make a model of a GGUF file of this machine",
+            models::import,
+        ),
+        Route::work(
+            "/omx/v1/models/verify",
+            MODELS,
+            "Read all files of a model again, on all nodes that have it",
+            models::verify,
+        ),
+        Route::read("/omx/v1/transfers", READ, "What comes in to this node just now", models::transfers),
         Route::read("/omx/v1/tokens", ADMIN, "The open join tokens, without their secrets", tokens::list),
         Route::change(Method::POST, "/omx/v1/tokens", ADMIN, "Make a join token", tokens::create).creates(),
         Route::change(Method::DELETE, "/omx/v1/tokens/{id}", ADMIN, "Revoke a join token", tokens::revoke),
@@ -89,6 +137,9 @@ fn known() -> Vec<Route> {
         Route::ollamas(Method::GET, "/api/tags", READ, "The models of all nodes", lists::tags),
         Route::ollamas(Method::GET, "/api/ps", READ, "The models that are loaded somewhere", lists::loaded),
         Route::ollamas(Method::POST, "/api/show", READ, "All about one model", lists::show),
+        Route::ollamas(Method::POST, "/api/pull", MODELS, "Bring a model into the mesh", manage::pull),
+        Route::ollamas(Method::POST, "/api/copy", MODELS, "Give a model one more name", manage::copy),
+        Route::ollamas(Method::DELETE, "/api/delete", MODELS, "Remove a name from the mesh", manage::delete),
         Route::ollamas(Method::POST, "/api/generate", INFER, "Continue a prompt", infer::generate),
         Route::ollamas(Method::POST, "/api/chat", INFER, "Answer in a conversation", infer::chat),
         Route::ollamas(Method::POST, "/api/embed", INFER, "Vectors of texts", infer::embed),
@@ -125,11 +176,8 @@ fn known() -> Vec<Route> {
 /// What Ollama has beyond that. Its clients are told that it is not here, rather than that it does not exist.
 fn not_yet() -> impl Iterator<Item = Route> {
     let of_ollama = [
-        (Method::POST, "/api/pull", MODELS),
         (Method::POST, "/api/push", MODELS),
         (Method::POST, "/api/create", MODELS),
-        (Method::POST, "/api/copy", MODELS),
-        (Method::DELETE, "/api/delete", MODELS),
         (Method::POST, "/api/blobs/{digest}", MODELS),
         (Method::HEAD, "/api/blobs/{digest}", MODELS),
         (Method::GET, "/api/status", READ),

@@ -5,6 +5,7 @@
 
 mod event;
 mod inference;
+mod models;
 mod registry;
 mod status;
 
@@ -17,6 +18,10 @@ use types::UnixMillis;
 
 pub use event::Event;
 pub use inference::{Last, Load, LoadedBackend, LoadedModel, Phases, Queue, Step, Trace, What};
+pub use models::{
+    AliasModel, CollectGarbage, Collected, CopyModel, Holder, ImportModel, Meant, Model, ModelLayer, ModelNamed,
+    ModelShown, NameModel, PinModel, PlaceModel, RollBackModel, Rule, Transfer, TransferSource, VerifyModel, WorkLine,
+};
 pub use registry::{
     Change, ChangeLabels, CreateKey, CreateToken, Done, EnrollBackend, EnrolledBackend, Key, NewKey, NewToken,
     RollBack, SetValue, Setting, Standing, Token,

@@ -9,6 +9,7 @@ use cluster::{
     Actor, Change, Cluster, Consistency, Grant, JournalEntry, KeyId, KeyLimits, Member, NewKey, Refused, Registry,
     StateHash, Token, TokenId, TokenPrefix, Verb,
 };
+use models::Models;
 use net::{Net, PeerStatus};
 use ollama::Endpoint;
 use tokio::sync::broadcast;
@@ -16,6 +17,7 @@ use types::{Label, MeshId, NodeId, NodeName, RaftId, Role, Scopes, UnixMillis};
 
 use crate::backend::{Backend, BackendInfo};
 use crate::inference::Inference;
+use crate::placement;
 
 /// A node's interface to everything above it. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -28,6 +30,8 @@ struct Inner {
     log: store::Log,
     backend: Backend,
     inference: Inference,
+    models: Models,
+    placement: placement::Handle,
     started_at: UnixMillis,
     events: broadcast::Sender<Event>,
 }
@@ -230,14 +234,31 @@ const UNDRAIN_WITHIN: Duration = Duration::from_secs(3);
 const EVENTS_MAX: usize = 256;
 
 impl Api {
-    pub(crate) fn new(cluster: Cluster, net: Net, log: store::Log, backend: Backend, inference: Inference) -> Self {
+    pub(crate) fn new(
+        cluster: Cluster,
+        net: Net,
+        log: store::Log,
+        backend: Backend,
+        inference: Inference,
+        models: Models,
+        placement: placement::Handle,
+    ) -> Self {
         let (events, _) = broadcast::channel(EVENTS_MAX);
-        Self(Arc::new(Inner { cluster, net, log, backend, inference, started_at: now(), events }))
+        Self(Arc::new(Inner { cluster, net, log, backend, inference, models, placement, started_at: now(), events }))
     }
 
     /// Running models, on whichever node.
     pub fn inference(&self) -> &Inference {
         &self.0.inference
+    }
+
+    /// Bringing models to where they are wanted.
+    pub fn models(&self) -> &Models {
+        &self.0.models
+    }
+
+    pub(crate) fn placement(&self) -> &placement::Handle {
+        &self.0.placement
     }
 
     /// What people call a node; its id, where it has left.
@@ -254,6 +275,11 @@ impl Api {
     /// Who this node is in a command that someone at its local socket gives.
     pub fn user(&self, uid: u32) -> Actor {
         Actor::User { node: self.id(), uid }
+    }
+
+    /// A caller that showed no key, where none is needed.
+    pub fn anonymous_actor(&self) -> Actor {
+        Actor::Anonymous { node: self.id() }
     }
 
     pub fn key_holder(&self, key: KeyId) -> Actor {

@@ -2,10 +2,12 @@
 //! is decided once, when the node starts.
 
 use std::num::NonZeroU16;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use engine::keeper::{self, Program, State};
 use engine::serve::SECRET_HEADER;
+use models::store::Beside;
 use ollama::{Endpoint, client};
 use types::Secret;
 use vitals::BackendKind;
@@ -175,6 +177,29 @@ impl Backend {
                 let mut starting = handle.clone();
                 let begun = Box::pin(async move { drop(starting.serving(Duration::MAX).await) });
                 vec![Source { kind: BackendKind::Engine, find: Box::new(find), begun, slots: Some(ENGINE_SLOTS) }]
+            }
+        }
+    }
+
+    /// Where models get in, and where the folder of each may be.
+    pub(crate) fn stores(&self, engine: PathBuf, folders: impl Fn(&Endpoint) -> Vec<PathBuf>) -> Vec<Beside> {
+        match &self.kind {
+            Kind::None => Vec::new(),
+            Kind::Ollama { all, .. } => {
+                let beside = |at: &Endpoint| {
+                    let way = Way { at: at.clone(), secret: None };
+                    let client = Box::new(move || Ok(crate::catalogue::client(way.clone())));
+                    Beside { label: at.to_string(), client, folders: folders(at), ours: false }
+                };
+                all.iter().map(beside).collect()
+            }
+            Kind::Engine(handle) => {
+                let running = handle.clone();
+                let client = move || match Self::engine_way(&running) {
+                    Ok(way) => Ok(crate::catalogue::client(way)),
+                    Err(unavailable) => Err(unavailable.to_string()),
+                };
+                vec![Beside { label: "engine".to_owned(), client: Box::new(client), folders: vec![engine], ours: true }]
             }
         }
     }

@@ -104,6 +104,23 @@ impl Folder {
         &self.path
     }
 
+    /// What is addressed by its content.
+    pub(crate) fn blobs(&self) -> PathBuf {
+        self.path.join("blobs")
+    }
+
+    /// The engine's models, in Ollama's layout.
+    pub(crate) fn models(&self) -> PathBuf {
+        self.path.join("models")
+    }
+
+    /// What comes from registries, until it is whole.
+    pub(crate) fn make_incoming(&self) -> Result<PathBuf, Error> {
+        let path = self.path.join("incoming");
+        fs::create_dir_all(&path).map_err(failed("make", &path))?;
+        Ok(path)
+    }
+
     pub(crate) fn identity(&self) -> PathBuf {
         self.path.join("identity.key")
     }

@@ -12,10 +12,12 @@ use types::{MeshId, NodeName, RaftId, Role};
 
 use crate::api::{Api, now};
 use crate::backend::{Backend, Choice, Wanted};
+use crate::catalogue;
 use crate::events;
 use crate::folder::{self, Folder};
 use crate::inference::Inference;
 use crate::parts::{PartEnded, Parts as Running};
+use crate::placement::Placement;
 
 /// What a node is started with.
 #[derive(Debug, Clone)]
@@ -28,6 +30,8 @@ pub struct Config {
     pub mdns: bool,
     pub join: Option<Token>,
     pub backend: Wanted,
+    /// The folder of Ollama's models, where the operator says which it is.
+    pub ollama_models: Option<PathBuf>,
 }
 
 /// A running node.
@@ -80,6 +84,8 @@ pub enum StartError {
     Net(#[from] net::Error),
     #[error("failed to open the registry on disk")]
     Store(#[from] store::Error),
+    #[error("failed to open the blobs")]
+    Blobs(#[from] blobs::Error),
     #[error("failed to open the registry")]
     Registry(#[from] cluster::Error),
     #[error("cannot join the mesh")]
@@ -105,6 +111,7 @@ impl StartError {
                     .to_owned(),
             ),
             Self::Store(error) => error.hint().map(str::to_owned),
+            Self::Blobs(error) => error.hint().map(str::to_owned),
             Self::Registry(error) => error.hint(),
             Self::Join(error) => error.hint(),
             Self::OtherMesh { .. } => Some("start with another, empty `--data-dir`".to_owned()),
@@ -192,7 +199,25 @@ impl Node {
             }
         };
         let (inference, services, inferring) = Inference::new(&cluster, &net, keypair, &backend);
-        let api = Api::new(cluster.clone(), net.clone(), log.clone(), backend, inference);
+        let (blobs, blobs_task) = blobs::new(blobs::Config::new(folder.blobs()), net.clone())?;
+        let (models, models_task) = models::new(models::Parts {
+            cluster: cluster.clone(),
+            net: net.clone(),
+            blobs: blobs.clone(),
+            beside: catalogue::beside(&backend, &folder.models(), config.ollama_models.as_deref()),
+            incoming: folder.make_incoming()?,
+            memory: catalogue::memory(),
+        });
+        let services = models.services(blobs.services(services));
+        running.spawn("blobs", blobs_task.run(stop_net.clone()));
+        running.spawn("models", models_task.run(stop_net.clone()));
+        let said = Arc::new(catalogue::Said(models.clone()));
+        let (placement, placing) = Placement::new(cluster.clone(), inference.clone(), said);
+        let stopping = stop_net.clone();
+        running.spawn("placement", async move {
+            stopping.run_until_cancelled(placing.run()).await;
+        });
+        let api = Api::new(cluster.clone(), net.clone(), log.clone(), backend, inference, models, placement);
         running.spawn("network", net_task.run(services, stop_net.clone()));
         for task in inferring {
             let stopping = stop_net.clone();
@@ -467,6 +492,7 @@ mod tests {
             bulk: any,
             mdns: false,
             join: None,
+            ollama_models: None,
             backend,
         };
         let mut node = Node::start(config, |_| {}).await.unwrap();

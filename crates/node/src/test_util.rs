@@ -13,13 +13,16 @@ use types::{MeshId, RaftId, Role};
 
 use crate::api::{Api, Event, now};
 use crate::backend::Backend;
+use crate::catalogue::{self, Said};
 use crate::inference::Inference;
+use crate::placement::Placement;
 
 /// A node without a disk or a network. Dropped, it is gone.
 #[derive(Debug)]
 pub struct Solo {
     pub api: Api,
     _tasks: JoinSet<()>,
+    _scratch: tempfile::TempDir,
 }
 
 impl Solo {
@@ -61,11 +64,31 @@ impl Solo {
         let mut tasks = JoinSet::new();
         let (inference, services, inferring) = Inference::new(&cluster, &net, keypair, &backend);
         inferring.into_iter().for_each(|task| drop(tasks.spawn(task)));
+        let scratch = tempfile::tempdir().expect("there is room for a folder");
+        let blobs = blobs::new(blobs::Config::new(scratch.path().join("blobs")), net.clone());
+        let (blobs, blobs_task) = blobs.expect("an empty folder can be used");
+        let (models, models_task) = models::new(models::Parts {
+            cluster: cluster.clone(),
+            net: net.clone(),
+            blobs: blobs.clone(),
+            beside: catalogue::beside(&backend, &scratch.path().join("models"), Some(&scratch.path().join("ollama"))),
+            incoming: scratch.path().to_owned(),
+            memory: catalogue::memory(),
+        });
+        let services = models.services(blobs.services(services));
+        tasks.spawn(blobs_task.run(CancellationToken::new()));
+        tasks.spawn(models_task.run(CancellationToken::new()));
         tasks.spawn(net_task.run(services, CancellationToken::new()));
         tasks.spawn(async move {
             task.run(CancellationToken::new()).await;
         });
-        Self { api: Api::new(cluster, net, log, backend, inference), _tasks: tasks }
+        let (placement, placing) = Placement::new(cluster.clone(), inference.clone(), Arc::new(Said(models.clone())));
+        tasks.spawn(placing.run());
+        Self {
+            api: Api::new(cluster, net, log, backend, inference, models, placement),
+            _tasks: tasks,
+            _scratch: scratch,
+        }
     }
 
     /// Makes something happen.

@@ -14,6 +14,7 @@ pub(in crate::cli) fn to_start(error: StartError) -> Failure {
         StartError::Identity(error) => identity(error),
         StartError::Net(error) => net(error),
         StartError::Store(error) => store(error),
+        StartError::Blobs(_) => Exit::General,
         StartError::Registry(error) => registry(error),
         StartError::Join(_) | StartError::OtherMesh { .. } | StartError::NoMember => Exit::JoinRefused,
         StartError::InNoMesh { .. } => Exit::Damaged,

@@ -110,6 +110,7 @@ fn config(session: &Session, settings: &Settings, join: Option<Token>) -> node::
         bulk: settings.bulk.value,
         mdns: settings.mdns.value,
         join,
+        ollama_models: settings.ollama_models.value.clone(),
         backend: node::Wanted {
             ollama: settings.ollama.value.clone(),
             engine: settings.engine.value,

@@ -34,7 +34,7 @@ use Needs::{Admin, Infer, Machine, Models, Nothing, Read};
 
 /// Method, route, a path of it, a body, what it needs, and the status of whoever gets through. Some get through to a
 /// refusal of the registry's: the only voter cannot be removed, and some of what is named here is not there.
-const ROWS: [(&str, &str, &str, &str, Needs, u16); 62] = [
+const ROWS: [(&str, &str, &str, &str, Needs, u16); 75] = [
     ("GET", "/omx/v1/status", "/omx/v1/status", "", Read, 200),
     ("GET", "/omx/v1/nodes", "/omx/v1/nodes", "", Read, 200),
     ("GET", "/omx/v1/nodes/{node}", "/omx/v1/nodes/solo", "", Read, 200),
@@ -45,6 +45,20 @@ const ROWS: [(&str, &str, &str, &str, Needs, u16); 62] = [
     ("GET", "/omx/v1/queue", "/omx/v1/queue", "", Read, 200),
     ("GET", "/omx/v1/traces", "/omx/v1/traces", "", Read, 200),
     ("GET", "/omx/v1/traces/{id}", "/omx/v1/traces/00000000000000000000000000000000", "", Read, 404),
+    ("GET", "/omx/v1/models", "/omx/v1/models", "", Read, 200),
+    ("GET", "/omx/v1/models/show", "/omx/v1/models/show?name=m", "", Read, 404),
+    ("POST", "/omx/v1/models/place", "/omx/v1/models/place", r#"{"name":"m","rule":null}"#, Models, 404),
+    ("POST", "/omx/v1/models/pin", "/omx/v1/models/pin", r#"{"name":"m","pinned":true}"#, Models, 404),
+    ("POST", "/omx/v1/models/rollback", "/omx/v1/models/rollback", r#"{"name":"m"}"#, Models, 404),
+    ("POST", "/omx/v1/models/copy", "/omx/v1/models/copy", r#"{"from":"m","to":"n"}"#, Models, 404),
+    ("POST", "/omx/v1/models/alias", "/omx/v1/models/alias", r#"{"alias":"a","to":"m"}"#, Models, 404),
+    ("POST", "/omx/v1/models/remove", "/omx/v1/models/remove", r#"{"name":"m"}"#, Models, 404),
+    ("POST", "/omx/v1/models/restore", "/omx/v1/models/restore", r#"{"name":"m"}"#, Models, 404),
+    ("POST", "/omx/v1/models/gc", "/omx/v1/models/gc", r#"{"dry":true}"#, Admin, 200),
+    // What is wrong with the file is told in the answer's lines.
+    ("POST", "/omx/v1/models/import", "/omx/v1/models/import", r#"{"path":"/nowhere","name":"m"}"#, Machine, 200),
+    ("POST", "/omx/v1/models/verify", "/omx/v1/models/verify", r#"{"name":"m"}"#, Models, 404),
+    ("GET", "/omx/v1/transfers", "/omx/v1/transfers", "", Read, 200),
     ("GET", "/omx/v1/tokens", "/omx/v1/tokens", "", Admin, 200),
     ("POST", "/omx/v1/tokens", "/omx/v1/tokens", "{}", Admin, 201),
     ("DELETE", "/omx/v1/tokens/{id}", "/omx/v1/tokens/00000000", "", Admin, 404),
@@ -79,11 +93,11 @@ const ROWS: [(&str, &str, &str, &str, Needs, u16); 62] = [
     ("POST", "/v1/embeddings", "/v1/embeddings", r#"{"model":"m","input":"i"}"#, Infer, 503),
     ("GET", "/v1/models", "/v1/models", "", Read, 200),
     ("GET", "/v1/models/{model}", "/v1/models/m", "", Read, 503),
-    ("POST", "/api/pull", "/api/pull", "{}", Models, 501),
+    ("POST", "/api/pull", "/api/pull", "{}", Models, 400),
     ("POST", "/api/push", "/api/push", "{}", Models, 501),
     ("POST", "/api/create", "/api/create", "{}", Models, 501),
-    ("POST", "/api/copy", "/api/copy", "{}", Models, 501),
-    ("DELETE", "/api/delete", "/api/delete", "{}", Models, 501),
+    ("POST", "/api/copy", "/api/copy", "{}", Models, 400),
+    ("DELETE", "/api/delete", "/api/delete", "{}", Models, 400),
     ("POST", "/api/blobs/{digest}", "/api/blobs/sha256-00", "{}", Models, 501),
     ("HEAD", "/api/blobs/{digest}", "/api/blobs/sha256-00", "", Models, 501),
     ("GET", "/api/status", "/api/status", "", Read, 501),
