@@ -92,9 +92,8 @@ impl Turns {
             if *keeper == net.local() {
                 return self.wait_here(name, tell).await;
             }
-            match Self::wait_there(net, *keeper, name, tell).await {
-                Ok(Some(frames)) => return Held::There(frames),
-                Ok(None) | Err(_) => {}
+            if let Ok(Some(frames)) = Self::wait_there(net, *keeper, name, tell).await {
+                return Held::There(frames);
             }
         }
         Held::Alone
