@@ -16,7 +16,7 @@ use crate::disk::{self, Stamp};
 use crate::error::Error;
 use crate::folder::{Entry, Reference};
 use crate::shared::Shared;
-use crate::state::Known;
+use crate::state::{Known, State};
 
 /// Chunks between the two hashes. SHA-256 is the slower; this evens out what the disk and the scheduler do.
 const AHEAD: usize = 4;
@@ -68,7 +68,7 @@ pub(crate) fn adopt(shared: &Shared, bytes: &[u8]) -> Result<Known, Error> {
     bytes.chunks(CHUNK_BYTES).for_each(|chunk| builder.push(chunk));
     let list = builder.finish();
     let known = Known { hash: list.root(), sha256: Digest::of(bytes), size: list.size() };
-    if shared.shelf().own(&known.hash).is_some() {
+    if matches!(shared.shelf().state(&known.hash), Some(State::Whole { ours: true, .. })) {
         return Ok(known);
     }
     shared.keep_list(&list)?;
@@ -81,6 +81,7 @@ pub(crate) fn adopt(shared: &Shared, bytes: &[u8]) -> Result<Known, Error> {
     shared.folder.write_known(&known.hash, &note(shared.shelf().entry(&known.hash)))?;
     shared.keep_bytes(&known.hash, bytes)?;
     shared.note(known.hash, note)?;
+    is_good_again(shared, &known.hash);
     Ok(known)
 }
 
@@ -139,8 +140,15 @@ pub(crate) fn take(shared: &Shared, path: &Path, sha256: Digest) -> Result<Known
     shared.folder.write_known(&known.hash, &note(shared.shelf().entry(&known.hash)))?;
     shared.folder.publish(path, &known.hash)?;
     shared.note(known.hash, note)?;
-    shared.close(&known.hash);
+    is_good_again(shared, &known.hash);
     Ok(known)
+}
+
+/// What lies in our own folder was just read or written from end to end.
+fn is_good_again(shared: &Shared, hash: &BlobHash) {
+    shared.shelf().set_damaged(hash, Default::default());
+    shared.close(hash);
+    shared.tell_damage();
 }
 
 /// One more name of a file that is known: what was linked is not read again.

@@ -20,6 +20,10 @@ pub enum Error {
     Upstream { name: Box<ModelName>, source: Box<upstream::Error> },
     #[error("failed to fetch a blob from other nodes")]
     Fetch(#[from] blobs::FetchError),
+    #[error("no node that has version `{0}` can be reached")]
+    NoSources(Digest),
+    #[error("a worker changes nothing for the mesh")]
+    Worker,
     #[error("failed to keep a blob")]
     Blobs(#[from] blobs::Error),
     #[error("failed to repair a blob")]
@@ -32,7 +36,7 @@ pub enum Error {
     Corrupt { path: PathBuf, found: Digest },
     #[error("`{}` cannot be read", path.display())]
     Unreadable { path: PathBuf, source: io::Error },
-    #[error("`{}` is no model: {source}", path.display())]
+    #[error("`{}` is no model", path.display())]
     NoModel { path: PathBuf, source: gguf::Error },
     #[error("a text of the model is too long")]
     TextTooLong(#[from] TooLong),
@@ -68,9 +72,13 @@ impl Error {
             Self::Blobs(source) => source.hint().map(str::to_owned),
             Self::Registry(source) => source.hint(),
             Self::Corrupt { .. } => {
-                Some("`omx models verify NAME` fetches what is damaged from other nodes".to_owned())
+                Some("`omx models verify NAME --repair` fetches what is damaged from other nodes".to_owned())
             }
             Self::NoStore => Some("start this node with an Ollama or the engine, or ask another node".to_owned()),
+            Self::NoSources(_) => {
+                Some("`omx models show NAME` tells which nodes have it; one of them must wake".to_owned())
+            }
+            Self::Worker => Some("ask a node whose role is `node`".to_owned()),
             Self::UnknownVersion(_)
             | Self::Fetch(_)
             | Self::Repair(_)

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use blobs::{Blobs, Collected, TransferInfo};
 use cluster::{Actor, Cluster};
@@ -56,6 +56,7 @@ pub fn new(parts: Parts) -> (Models, Task) {
         blobs,
         incoming,
         memory,
+        layers: Mutex::default(),
     });
     let nudge = Arc::new(Notify::new());
     (Models { site: site.clone(), nudge: nudge.clone() }, Task::new(site, nudge))

@@ -6,6 +6,7 @@ use cluster::{Actor, Expect, Verb};
 use ollama::compose::{Composed, Texts, compose, describe};
 use ollama::manifest::{Config, Layer, LayerKind};
 use ollama::{Digest, Head, ModelName};
+use types::Role;
 
 use crate::error::Error;
 use crate::site::Site;
@@ -54,6 +55,9 @@ impl Site {
 
     /// Refused early: much work would be for nothing.
     pub(crate) fn may_move(&self, name: &ModelName) -> Result<(), Error> {
+        if self.role() == Role::Worker {
+            return Err(Error::Worker);
+        }
         let pinned = self.cluster.view(|registry| registry.tag(name).is_some_and(|tag| tag.pinned));
         if pinned { Err(Error::Pinned(Box::new(name.clone()))) } else { Ok(()) }
     }

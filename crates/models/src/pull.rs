@@ -10,10 +10,13 @@ use ollama::client::Progress;
 use ollama::manifest::Layer;
 use ollama::{Digest, ModelName, Origin};
 use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
+use types::Role;
 
-use crate::error::Error;
+use crate::error::{Error, chain};
+use crate::protocol::HolderState;
 use crate::site::Site;
-use crate::turn::keepers;
+use crate::turn::{ALIVE_EVERY, keepers};
 use crate::upstream::Offered;
 
 /// What waits to be told to the others who want the same. At the limit older news are as good as none.
@@ -61,15 +64,15 @@ impl Site {
         allowed: &[Origin],
         tell: &(impl Fn(Progress) + Sync),
     ) -> Result<(), Error> {
-        if self.is_elsewhere(version).await {
-            return self.bring_from_nodes(offered, version, tell).await;
+        if self.is_elsewhere(version).await && self.came_from_nodes(offered, version, tell).await {
+            return Ok(());
         }
         let keepers = self.cluster.view(|registry| keepers(name, registry.members().map(|member| member.id)));
         let mut turn = self.turns.wait(&self.net, &keepers, name, tell).await;
         // Whoever had the turn before may have brought it into the mesh, just now. Without a quorum nobody did.
         let _ = self.cluster.read(Consistency::Linearizable, |_| ()).await;
-        if self.is_elsewhere(version).await {
-            return self.bring_from_nodes(offered, version, tell).await;
+        if self.is_elsewhere(version).await && self.came_from_nodes(offered, version, tell).await {
+            return Ok(());
         }
         let (news, mut heard) = mpsc::channel(NEWS_MAX);
         let tell_all = |progress: Progress| {
@@ -78,15 +81,30 @@ impl Site {
         };
         let fetching = std::pin::pin!(self.bring_from_registry(by, name, offered, allowed, &tell_all));
         let passing_on = std::pin::pin!(async {
-            while let Some(progress) = heard.recv().await {
-                turn.tell(progress).await;
+            let mut last = said("pulling manifest");
+            let mut alive = interval(ALIVE_EVERY);
+            alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    Some(progress) = heard.recv() => last = progress,
+                    _ = alive.tick() => {}
+                }
+                turn.tell(last.clone()).await;
             }
-            std::future::pending::<()>().await;
         });
         match select(fetching, passing_on).await {
             Either::Left((brought, _)) => brought,
-            Either::Right(((), _)) => unreachable!("news are passed on for ever"),
+            Either::Right((never, _)) => never,
         }
+    }
+
+    /// Where it does not, the registry still has it.
+    async fn came_from_nodes(&self, offered: &Offered, version: Digest, tell: &(impl Fn(Progress) + Sync)) -> bool {
+        let brought = self.bring_from_nodes(offered, version, tell).await;
+        if let Err(error) = &brought {
+            tracing::warn!(%version, error = %chain(error), "other nodes do not bring a model; its registry is asked");
+        }
+        brought.is_ok()
     }
 
     async fn bring_from_nodes(
@@ -123,6 +141,13 @@ impl Site {
             let known = match self.layer_here(layer).await {
                 Some(known) => known,
                 None => {
+                    let lock = self.layer_lock(layer.digest);
+                    let _alone = lock.lock().await;
+                    if let Some(known) = self.layer_here(layer).await {
+                        held.push(self.blobs.hold(known.hash));
+                        layers.push(known);
+                        continue;
+                    }
                     let path = self.layer_from_registry(name, layer, allowed, tell).await?;
                     let known = self.blobs.take(&path, layer.digest).await?;
                     let _ = tokio::fs::remove_dir_all(path.parent().unwrap_or(&path)).await;
@@ -169,11 +194,18 @@ impl Site {
 
     /// Whether the mesh knows it and some other node has it.
     async fn is_elsewhere(&self, version: Digest) -> bool {
-        if self.cluster.view(|registry| registry.version(&version).is_none()) {
+        // A worker's word on what a layer is called is not taken where the registry can be asked.
+        let is_vouched = self.cluster.view(|registry| {
+            let by = registry.version(&version).map(|found| found.by);
+            by.and_then(|by| registry.member(&by)).is_some_and(|member| member.role == Role::Node)
+        });
+        if !is_vouched {
             return false;
         }
         self.holders.refresh().await;
-        !self.holders.sources(&version).is_empty()
+        let me = self.me();
+        let is_whole = |state| matches!(state, HolderState::Verified | HolderState::Stored);
+        self.holders.of(&version).into_iter().any(|(node, state)| node != me && is_whole(state))
     }
 }
 

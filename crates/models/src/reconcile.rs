@@ -30,6 +30,8 @@ pub struct Local {
     pub readable: BTreeSet<usize>,
     /// Versions whose every blob lies here and is known by both hashes.
     pub whole: BTreeSet<Digest>,
+    /// Versions of which something here is not what it should be. Reading them again changes nothing.
+    pub damaged: BTreeSet<Digest>,
     /// Versions that could not be read, fetched or put in a moment ago.
     pub deferred: BTreeSet<Digest>,
 }
@@ -39,6 +41,8 @@ pub struct Local {
 pub struct Agreed {
     pub tags: BTreeMap<ModelName, Tag>,
     pub deleted: BTreeMap<ModelName, Deleted>,
+    /// Names that stand for others, and are no tags.
+    pub aliases: BTreeSet<ModelName>,
     /// All that are known.
     pub versions: BTreeSet<Digest>,
     /// Those this node is to have.
@@ -96,9 +100,10 @@ pub fn steps(local: &Local, agreed: &Agreed, role: Role) -> BTreeSet<Step> {
             _ => {}
         }
         let is_known = agreed.versions.contains(&digest);
-        let is_tagged = agreed.tags.contains_key(&name) || role == Role::Worker;
+        let is_tagged = agreed.tags.contains_key(&name) || agreed.aliases.contains(&name) || role == Role::Worker;
         let unknown = !local.whole.contains(&digest) || !is_known || !is_tagged;
-        if unknown && local.readable.contains(&store) && !local.deferred.contains(&digest) {
+        let is_hopeless = local.deferred.contains(&digest) || (is_known && local.damaged.contains(&digest));
+        if unknown && local.readable.contains(&store) && !is_hopeless {
             steps.insert(Step::Notice { store, name, digest });
         }
     }
@@ -155,13 +160,14 @@ mod tests {
     fn local(listed: Vec<Listed>, whole: &[u8]) -> Local {
         let one = BTreeSet::from([0]);
         let whole = whole.iter().map(|of| version(*of)).collect();
-        Local { listed, stores: one.clone(), readable: one, whole, deferred: BTreeSet::new() }
+        Local { listed, stores: one.clone(), readable: one, whole, ..Local::default() }
     }
 
     fn agreed(tags: &[(&str, Tag)], versions: &[u8], assigned: &[u8]) -> Agreed {
         Agreed {
             tags: tags.iter().map(|(text, tag)| (name(text), tag.clone())).collect(),
             deleted: BTreeMap::new(),
+            aliases: BTreeSet::new(),
             versions: versions.iter().map(|of| version(*of)).collect(),
             assigned: assigned.iter().map(|of| version(*of)).collect(),
         }
@@ -234,6 +240,16 @@ mod tests {
         assert_eq!(only(noticed), Step::Notice { store: 0, name: name("m"), digest: version(1) });
         let other = steps(&local(vec![listed("m", 7)], &[7]), &agreed, Role::Node);
         assert_eq!(only(other), Step::Notice { store: 0, name: name("m"), digest: version(7) });
+    }
+
+    #[test]
+    fn what_cannot_get_better_by_reading_is_not_read_again() {
+        let agreed_on = agreed(&[("m", tag(1, &[]))], &[1], &[]);
+        let damaged = Local { damaged: BTreeSet::from([version(1)]), ..local(vec![listed("m", 1)], &[]) };
+        assert!(steps(&damaged, &agreed_on, Role::Node).is_empty());
+        let mut aliased = agreed(&[("m", tag(1, &[]))], &[1], &[]);
+        aliased.aliases.insert(name("q"));
+        assert!(steps(&local(vec![listed("m", 1), listed("q", 1)], &[1]), &aliased, Role::Node).is_empty());
     }
 
     #[test]

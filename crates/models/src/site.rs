@@ -3,12 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
-use blobs::{Blobs, Known, State, Want};
+use blobs::{Blobs, Known, Stage, State, Want};
 use cluster::{Actor, Cluster, Piece, Verb};
 use net::Net;
 use ollama::manifest::{Layer, Manifest};
 use ollama::{Digest, ModelName};
+use tokio::time::{Instant, sleep_until};
 use types::{BlobHash, NodeId, Role};
 
 use crate::error::Error;
@@ -18,6 +21,9 @@ use crate::reconcile::{Agreed, Deleted, Listed, Local, Tag};
 use crate::store::{Access, Ready, Store};
 use crate::turn::Turns;
 use crate::upstream::Upstream;
+
+/// Who has a model may be asleep: then another one is fetched first.
+const SOURCES_MAX: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 pub(crate) struct Site {
@@ -32,9 +38,23 @@ pub(crate) struct Site {
     pub(crate) incoming: PathBuf,
     /// Of the machine, in bytes.
     pub(crate) memory: u64,
+    /// Layers that come from a registry now: each is written by one alone.
+    pub(crate) layers: Mutex<BTreeMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
 }
 
 impl Site {
+    /// Held by whoever fetches a layer from a registry.
+    pub(crate) fn layer_lock(&self, digest: Digest) -> Arc<tokio::sync::Mutex<()>> {
+        let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        layers.retain(|_, lock| lock.strong_count() > 0);
+        if let Some(lock) = layers.get(&digest).and_then(Weak::upgrade) {
+            return lock;
+        }
+        let lock = Arc::default();
+        layers.insert(digest, Arc::downgrade(&lock));
+        lock
+    }
+
     pub(crate) fn me(&self) -> NodeId {
         self.cluster.id()
     }
@@ -66,6 +86,14 @@ impl Site {
                 registry.versions().filter(|(_, version)| version.layers.iter().all(|l| here.contains(&l.hash)));
             whole.map(|(digest, _)| *digest).collect()
         });
+        let damaged = self.blobs.damaged().borrow().clone();
+        if !damaged.is_empty() {
+            local.damaged = self.cluster.view(|registry| {
+                let is_damaged = |version: &cluster::Version| version.layers.iter().any(|l| damaged.contains(&l.hash));
+                let all = registry.versions().filter(|(_, version)| is_damaged(version));
+                all.map(|(digest, _)| *digest).collect()
+            });
+        }
         local
     }
 
@@ -85,6 +113,7 @@ impl Site {
             Agreed {
                 tags: tags.collect(),
                 deleted: deleted.collect(),
+                aliases: registry.aliases().map(|(alias, _)| alias.clone()).collect(),
                 versions: registry.versions().map(|(digest, _)| *digest).collect(),
                 assigned: assigned.map(|(digest, _)| *digest).collect(),
             }
@@ -195,6 +224,7 @@ impl Site {
             let fetch = self.blobs.fetch(want, move || holders.sources(&version));
             let mut progress = fetch.progress();
             let mut done = std::pin::pin!(fetch.done());
+            let mut heard = Instant::now();
             loop {
                 tokio::select! {
                     biased;
@@ -202,7 +232,20 @@ impl Site {
                         outcome?;
                         break;
                     }
-                    Ok(()) = progress.changed() => tell(piece, progress.borrow_and_update().bytes),
+                    Ok(()) = progress.changed() => {
+                        let now = progress.borrow_and_update().clone();
+                        if now.stage != Stage::WaitingForSources {
+                            heard = Instant::now();
+                        }
+                        tell(piece, now.bytes);
+                    }
+                    // Others may be had meanwhile; what has come is kept.
+                    () = sleep_until(heard + SOURCES_MAX) => {
+                        if progress.borrow().stage == Stage::WaitingForSources {
+                            return Err(Error::NoSources(version));
+                        }
+                        heard = Instant::now();
+                    }
                 }
             }
             tell(piece, piece.size);
@@ -230,7 +273,8 @@ impl Site {
             published.map_err(|source| Error::Store { store: store.label().to_owned(), source: Box::new(source) })?;
         tracing::info!(%name, digest = %version, store = store.label(), linked = published.linked, "a model is in place");
         // What lies in the store need not lie with us a second time, whether we may look into it or not.
-        if published.files.is_empty() {
+        // Unless nobody else could be asked for it then.
+        if published.files.is_empty() && !self.holders.sources(&version).is_empty() {
             for piece in &known.layers {
                 if let State::Whole { ours: true, .. } = self.blobs.state(&piece.hash) {
                     self.blobs.forget(&piece.hash).await?;

@@ -9,6 +9,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use ollama::client::{self, Client};
 use ollama::folder::{self, Came, Folder, Installed};
@@ -19,6 +20,9 @@ use tokio::task::JoinSet;
 use types::UnixMillis;
 
 use crate::serve::{self, Offers};
+
+/// An Ollama tells of a pull many times a second, but for the time it takes to hash a large file.
+const PULL_SILENCE_MAX: Duration = Duration::from_secs(300);
 
 /// How it is spoken to just now, or why not: an engine that was started anew listens elsewhere.
 pub type FindClient = Box<dyn Fn() -> Result<Client, String> + Send + Sync>;
@@ -137,18 +141,18 @@ impl Store {
     /// Puts a model in under a name. Whatever that name meant, it means this once this returns, and nothing else before.
     pub async fn publish(&self, name: &ModelName, model: &Ready) -> Result<Published, Error> {
         if let Access::Folder(folder) = self.access().await {
-            let linked = self.link(Folder::of_another(folder.clone()), name, model).await;
-            match linked {
-                Ok(published) if self.lists(name, model.digest).await.is_ok() => return Ok(published),
-                Ok(_) => {
+            match self.link(Folder::of_another(folder.clone()), name, model).await {
+                Ok(linked) => {
+                    match self.lists(name, model.digest).await {
+                        Ok(()) => return Ok(linked.published),
+                        Err(Error::OtherDigest { .. }) => {}
+                        // Nobody knows yet whether it looks here: what was put stays.
+                        Err(error) => return Err(error),
+                    }
                     // It looks elsewhere: what lies there now is of no use to anybody.
-                    let undone = (name.clone(), model.layers.iter().map(|(layer, _)| layer.digest).collect::<Vec<_>>());
-                    let undoing = Folder::of_another(folder.clone());
-                    let _ = blocking(move || {
-                        undoing.unname(&undone.0)?;
-                        undoing.prune(undone.1)
-                    })
-                    .await;
+                    let (undoing, name, ours) =
+                        (Folder::of_another(folder.clone()), name.clone(), model.manifest.clone());
+                    let _ = blocking(move || linked.undo(&undoing, &name, &ours)).await;
                     self.learn(Access::Closed { why: format!("it does not look into `{}`", folder.display()) });
                 }
                 Err(folder::Error::Io { source, .. }) if is_forbidden(&source) => {
@@ -216,16 +220,21 @@ impl Store {
         Ok(Some(at))
     }
 
-    async fn link(&self, folder: Folder, name: &ModelName, model: &Ready) -> Result<Published, folder::Error> {
+    async fn link(&self, folder: Folder, name: &ModelName, model: &Ready) -> Result<Linked, folder::Error> {
         let (name, model) = (name.clone(), model.clone());
         blocking(move || {
-            let mut linked = true;
+            let (mut linked, mut new) = (true, Vec::new());
             for (layer, from) in &model.layers {
-                linked &= folder.link(layer, from)? != Came::Copied;
+                let came = folder.link(layer, from)?;
+                linked &= came != Came::Copied;
+                if came != Came::Known {
+                    new.push(layer.digest);
+                }
             }
+            let before = folder.manifest_bytes(&name).ok();
             folder.put(&name, &model.manifest)?;
             let files = model.layers.iter().map(|(layer, _)| (layer.digest, folder.blob(&layer.digest))).collect();
-            Ok(Published { files, linked })
+            Ok(Linked { published: Published { files, linked }, before, new })
         })
         .await
     }
@@ -244,7 +253,10 @@ impl Store {
         let mut serving = JoinSet::new();
         serving.spawn(serve::serve(listener, Arc::new(offer)));
         let mut pulling = client.pull(&passing, true).await?;
-        while let Some(line) = pulling.next().await {
+        loop {
+            let line = tokio::time::timeout(PULL_SILENCE_MAX, pulling.next()).await;
+            let line = line.map_err(|_| Error::Pull(format!("nothing for {} s", PULL_SILENCE_MAX.as_secs())))?;
+            let Some(line) = line else { break };
             let line = line?;
             if !line.error.is_empty() {
                 return Err(Error::Pull(line.error.chars().take(300).collect()));
@@ -346,6 +358,28 @@ fn bare(hex: &str) -> Option<Digest> {
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
+}
+
+/// What was done to a folder, so that it can be undone.
+struct Linked {
+    published: Published,
+    /// What the name meant.
+    before: Option<Vec<u8>>,
+    /// Files that were not there.
+    new: Vec<Digest>,
+}
+
+impl Linked {
+    /// As it was, unless somebody else has given the name another meaning since.
+    fn undo(self, folder: &Folder, name: &ModelName, ours: &[u8]) -> Result<(), folder::Error> {
+        if folder.manifest_bytes(name).is_ok_and(|now| now == ours) {
+            match self.before {
+                Some(before) => drop(folder.put(name, &before)?),
+                None => folder.unname(name)?,
+            }
+        }
+        folder.prune(self.new)
+    }
 }
 
 /// One model, for one Ollama, for as long as it pulls.

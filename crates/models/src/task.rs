@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::error::Error;
+use crate::error::{Error, chain};
 use crate::reconcile::{Step, steps};
 use crate::site::Site;
 
@@ -24,6 +24,9 @@ const FETCHES_MAX: usize = 2;
 /// Everything else: hashing and linking keep one disk busy.
 const OTHERS_MAX: usize = 1;
 
+/// A step is not taken twice within it.
+const REST: Duration = Duration::from_secs(30);
+
 /// After a failure, twice as long with each further one.
 const DEFER_MIN: Duration = Duration::from_secs(5);
 const DEFER_MAX: Duration = Duration::from_secs(300);
@@ -36,6 +39,8 @@ pub struct Task {
     running: JoinSet<Ended>,
     under_way: BTreeSet<Step>,
     deferred: BTreeMap<Digest, Deferred>,
+    /// Steps that ended a moment ago and may be wanted again, since what they changed is not seen yet, or never will be.
+    resting: BTreeMap<Step, Instant>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +60,14 @@ enum Event {
 
 impl Task {
     pub(crate) fn new(site: Arc<Site>, nudge: Arc<Notify>) -> Self {
-        Self { site, nudge, running: JoinSet::new(), under_way: BTreeSet::new(), deferred: BTreeMap::new() }
+        Self {
+            site,
+            nudge,
+            running: JoinSet::new(),
+            under_way: BTreeSet::new(),
+            deferred: BTreeMap::new(),
+            resting: BTreeMap::new(),
+        }
     }
 
     /// What is half done at its end is gone on with after the next start.
@@ -103,6 +115,7 @@ impl Task {
 
     async fn look(&mut self) {
         let now = Instant::now();
+        self.resting.retain(|_, until| *until > now);
         let mut local = self.site.local().await;
         self.site.holders.set_mine(self.site.holdings(&local));
         local.deferred = self.deferred.iter().filter(|(_, wait)| wait.until > now).map(|(digest, _)| *digest).collect();
@@ -116,7 +129,7 @@ impl Task {
         for step in wanted {
             let alike = self.under_way.iter().filter(|other| is_fetch(other) == is_fetch(&step)).count();
             let room = if is_fetch(&step) { FETCHES_MAX } else { OTHERS_MAX };
-            if alike < room && !self.under_way.contains(&step) {
+            if alike < room && !self.under_way.contains(&step) && !self.resting.contains_key(&step) {
                 self.under_way.insert(step.clone());
                 let site = self.site.clone();
                 self.running.spawn(async move {
@@ -129,13 +142,18 @@ impl Task {
 
     fn ended(&mut self, step: Step, outcome: Result<(), Error>) {
         self.under_way.remove(&step);
+        if matches!(step, Step::Notice { .. } | Step::Unname { .. }) {
+            self.resting.insert(step.clone(), Instant::now() + REST);
+        }
+        if let (Step::Unname { .. }, Err(error)) = (&step, &outcome) {
+            tracing::warn!(?step, error = %chain(error), "a name that the mesh has deleted stays here for now");
+        }
         let Some(digest) = of(&step) else { return };
         match outcome {
             Ok(()) => drop(self.deferred.remove(&digest)),
             Err(error) => {
                 let pause = self.deferred.get(&digest).map_or(DEFER_MIN, |wait| (wait.pause * 2).min(DEFER_MAX));
-                let cause = std::error::Error::source(&error).map(ToString::to_string);
-                tracing::warn!(?step, %error, cause, ?pause, "a step with a model failed and is tried again later");
+                tracing::warn!(?step, error = %chain(&error), ?pause, "a step with a model failed and is tried again later");
                 self.deferred.insert(digest, Deferred { until: Instant::now() + pause, pause });
             }
         }

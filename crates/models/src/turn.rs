@@ -17,6 +17,12 @@ use types::NodeId;
 
 use crate::protocol::{TURN, TURN_BYTES_MAX, Turn};
 
+/// Whoever has the turn says so this often, however long a hash takes.
+pub(crate) const ALIVE_EVERY: Duration = Duration::from_secs(10);
+/// Silent for so long, it is gone, and so is its turn; the same for who keeps it.
+const SILENCE_MAX: Duration = Duration::from_secs(40);
+const SAY_MAX: Duration = Duration::from_secs(10);
+
 /// Machines that sleep are many; who finds none of these fetches by itself.
 const KEEPERS_MAX: usize = 4;
 const CONNECT_MAX: Duration = Duration::from_secs(2);
@@ -58,7 +64,7 @@ impl Turns {
 
     async fn serve(&self, stream: ByteStream) -> std::io::Result<()> {
         let mut frames = Frames::new(stream, TURN_BYTES_MAX);
-        let Some(Turn::Wanted(name)) = hear(&mut frames).await? else { return Ok(()) };
+        let Some(Turn::Wanted(name)) = within(SAY_MAX, hear(&mut frames)).await? else { return Ok(()) };
         let line = self.line(&name);
         let mut progress = line.progress.subscribe();
         let mut turn = std::pin::pin!(line.turn.clone().lock_owned());
@@ -78,7 +84,7 @@ impl Turns {
             }
         };
         say(&mut frames, &Turn::Yours).await?;
-        while let Some(said) = hear(&mut frames).await? {
+        while let Some(said) = within(SILENCE_MAX, hear(&mut frames)).await? {
             if let Turn::Progress { status, digest, total, completed } = said {
                 line.progress.send_replace(Progress { status, digest, total, completed, error: String::new() });
             }
@@ -124,7 +130,7 @@ impl Turns {
         let failed = |error: std::io::Error| error.to_string();
         say(&mut frames, &Turn::Wanted(name.clone())).await.map_err(failed)?;
         loop {
-            match hear(&mut frames).await.map_err(failed)? {
+            match within(SILENCE_MAX, hear(&mut frames)).await.map_err(failed)? {
                 Some(Turn::Yours) => return Ok(Some(frames)),
                 Some(Turn::Progress { status, digest, total, completed }) => {
                     tell(Progress { status, digest, total, completed, error: String::new() });
@@ -176,7 +182,11 @@ pub(crate) fn keepers(name: &ModelName, members: impl IntoIterator<Item = NodeId
 
 async fn say(frames: &mut Frames, turn: &Turn) -> std::io::Result<()> {
     frames.queue(&codec::encode(turn).map_err(std::io::Error::other)?);
-    frames.flush().await
+    within(SAY_MAX, frames.flush()).await
+}
+
+async fn within<T>(limit: Duration, doing: impl Future<Output = std::io::Result<T>>) -> std::io::Result<T> {
+    tokio::time::timeout(limit, doing).await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
 }
 
 async fn hear(frames: &mut Frames) -> std::io::Result<Option<Turn>> {

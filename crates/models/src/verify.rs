@@ -19,6 +19,8 @@ use crate::site::Site;
 
 /// A large model on a slow disk, and what is damaged of it over a slow line.
 const VERIFY_MAX: Duration = Duration::from_secs(6 * 3600);
+/// For a question of a few bytes.
+const ASKED_MAX: Duration = Duration::from_secs(10);
 /// Of what another node says went wrong.
 const WHY_CHARS_MAX: usize = 500;
 
@@ -34,7 +36,8 @@ pub(crate) fn services(site: &Arc<Site>, services: Services) -> Services {
 }
 
 async fn serve(site: &Site, mut stream: ByteStream) -> io::Result<()> {
-    let asked = read_framed(&mut stream, VERIFY_BYTES_MAX).await?;
+    let asked = tokio::time::timeout(ASKED_MAX, read_framed(&mut stream, VERIFY_BYTES_MAX));
+    let asked = asked.await.map_err(|_| io::ErrorKind::TimedOut)??;
     let VerifyAsked { version, repair } = codec::decode(&asked).map_err(io::Error::other)?;
     let told = site.verify(version, repair).await;
     let told = VerifyTold(told.map_err(|error| crate::error::chain(&error).chars().take(WHY_CHARS_MAX).collect()));
