@@ -106,10 +106,22 @@ async fn ten_thousand_clients_that_leave_leave_nothing_behind() {
     rig.fake.until(|counts| counts.running == 0 && counts.waiting == 0, PATIENCE).await.unwrap();
     // Connections to the backend are kept, a few more than before at most.
     until("descriptors are given back", || self::descriptors() <= descriptors + 16).await;
+    // Connections have threads of their own, whose tasks are not counted here.
+    timeout(PATIENCE, async { while !is_alone(rig.api).await {} }).await.expect("connections come to an end");
     until("tasks end", || self::tasks() <= tasks + 32).await;
     // Some left before anybody had read what they asked.
     let dispatched = inference.figures().dispatched;
     assert!(dispatched.requests > CANCELS as u64 / 2 && dispatched.cancelled > CANCELS as u64 / 4, "{dispatched:?}");
+}
+
+/// Whether the node serves no connection but the one that asks.
+async fn is_alone(api: SocketAddr) -> bool {
+    let mut connection = TcpStream::connect(api).await.unwrap();
+    let request = "GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    connection.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await.unwrap();
+    answer.contains("omx_http_connections 1\n")
 }
 
 async fn until(what: &str, so: impl Fn() -> bool) {

@@ -62,6 +62,7 @@ impl Task {
         parts.spawn(self.mesh.run(shutdown.clone()));
         // The mesh ends with the shutdown; of the others none ends by itself.
         match parts.join_next().await {
+            Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             Some(Err(error)) => tracing::error!(%error, "a part of the network failed"),
             _ if !shutdown.is_cancelled() => tracing::error!("a part of the network ended"),
             _ => {}

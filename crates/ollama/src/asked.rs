@@ -23,16 +23,8 @@ pub struct Asked {
     pub input: Value,
 }
 
-/// Below it no body holds more than memory has room for.
-const SHORT: usize = 1 << 20;
-/// Of commas outside of texts: a value each, and each takes many times its byte.
-const VALUES_MAX: usize = 1 << 20;
-
 impl Asked {
     pub fn read(body: &[u8]) -> Result<Self, InvalidBody> {
-        if body.len() > SHORT && values(body) > VALUES_MAX {
-            return Err(InvalidBody::Malformed(format!("a request holds at most {VALUES_MAX} values")));
-        }
         let mut fields = wire::fields(body)?;
         let mut field = |name: &str| fields.remove(name).unwrap_or_default();
         // Show and its like took it as `name` once.
@@ -96,23 +88,10 @@ impl Asked {
     }
 }
 
-fn values(body: &[u8]) -> usize {
-    let (mut is_text, mut is_escaped, mut values) = (false, false, 0);
-    for byte in body {
-        match byte {
-            _ if is_escaped => is_escaped = false,
-            b'\\' => is_escaped = is_text,
-            b'"' => is_text = !is_text,
-            b',' if !is_text => values += 1,
-            _ => {}
-        }
-    }
-    values
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::VALUES_MAX;
 
     fn read(body: &str) -> Asked {
         Asked::read(body.as_bytes()).unwrap()

@@ -15,6 +15,8 @@ pub use infer::{
     ChatRequest, ChatResponse, Common, DebugInfo, GenerateRequest, GenerateResponse, LogprobEntry, Message, Metrics,
     TokenLogprob, ToolCall, ToolFunction,
 };
+#[cfg(test)]
+pub(crate) use json::VALUES_MAX;
 pub use json::{InvalidBody, decode, encode, fields};
 pub use manage::{
     CopyRequest, DeleteRequest, Details, ListResponse, ListedModel, LoadedModel, PsResponse, PullRequest, ShowRequest,

@@ -88,7 +88,8 @@ impl Here {
     /// The one that has promised it a place, for otherwise the place kept there would make another look better. Where none
     /// has, the best.
     pub(crate) fn find_promised(&self, work: &Work) -> Option<Handle> {
-        let has_promised = |stand: &&Stand| stand.agent.has_promised(work);
+        let is_up = |stand: &Stand| !matches!(stand.agent.state(), agent::State::Down(_));
+        let has_promised = |stand: &&Stand| is_up(stand) && stand.agent.has_promised(work);
         let stands = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let promised = stands.iter().find(has_promised).map(|stand| stand.agent.clone());
         drop(stands);

@@ -7,6 +7,11 @@ use serde::de::{Deserialize, DeserializeOwned, Deserializer};
 use serde_json::error::Category;
 use serde_json::{Map, Value};
 
+/// Below it no body holds more than memory has room for.
+const SHORT: usize = 1 << 20;
+/// Of commas outside of texts: a value each, and each takes many times its byte.
+pub(crate) const VALUES_MAX: usize = 1 << 20;
+
 /// Why a body cannot be read, in Ollama's words where it has some for the case.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidBody {
@@ -26,10 +31,27 @@ pub fn fields(body: &[u8]) -> Result<Map<String, Value>, InvalidBody> {
     if body.iter().all(u8::is_ascii_whitespace) {
         return Err(InvalidBody::Missing);
     }
+    if body.len() > SHORT && values(body) > VALUES_MAX {
+        return Err(InvalidBody::Malformed(format!("a request holds at most {VALUES_MAX} values")));
+    }
     let malformed = |error: serde_json::Error| InvalidBody::Malformed(in_go_words(&error, body));
     let fields = Map::deserialize(&mut serde_json::Deserializer::from_slice(body)).map_err(malformed)?;
     let is_folded = fields.keys().all(|name| !name.bytes().any(|byte| byte.is_ascii_uppercase()));
     Ok(if is_folded { fields } else { fold(fields) })
+}
+
+fn values(body: &[u8]) -> usize {
+    let (mut is_text, mut is_escaped, mut values) = (false, false, 0);
+    for byte in body {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = is_text,
+            b'"' => is_text = !is_text,
+            b',' if !is_text => values += 1,
+            _ => {}
+        }
+    }
+    values
 }
 
 /// One line without its end. What a browser could take for markup is escaped, as Go does.
