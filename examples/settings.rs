@@ -29,6 +29,8 @@ async fn main() -> anyhow::Result<()> {
         // It runs no models.
         backend: Wanted { ollama: OllamaWanted::None, engine: EngineWanted::Off, slots: None, program: None },
         ollama_models: None,
+        up_limit: None,
+        down_limit: None,
     };
     let node = Node::start(config, |progress| println!("{progress:?}")).await?;
     let api = node.api();

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU64};
 use std::path::{Path, PathBuf};
 
 use node::{Endpoint, EngineWanted, OllamaWanted, SLOTS_MAX};
@@ -39,11 +39,13 @@ pub(crate) enum Key {
     OllamaModels,
     Engine,
     Slots,
+    UpLimit,
+    DownLimit,
     Log,
 }
 
 impl Key {
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::Name,
         Self::Api,
         Self::Mesh,
@@ -57,6 +59,8 @@ impl Key {
         Self::OllamaModels,
         Self::Engine,
         Self::Slots,
+        Self::UpLimit,
+        Self::DownLimit,
         Self::Log,
     ];
 
@@ -75,6 +79,8 @@ impl Key {
             Self::OllamaModels => "ollama_models",
             Self::Engine => "engine",
             Self::Slots => "slots",
+            Self::UpLimit => "up_limit",
+            Self::DownLimit => "down_limit",
             Self::Log => "log",
         }
     }
@@ -134,6 +140,9 @@ pub(crate) struct Settings {
     pub(crate) engine: Setting<EngineWanted>,
     /// Requests that each Ollama runs at once. Default: it is learned.
     pub(crate) slots: Setting<Option<NonZeroU16>>,
+    /// Bytes a second of models that leave for other nodes, and that come from them. Default: as many as go through.
+    pub(crate) up_limit: Setting<Option<NonZeroU64>>,
+    pub(crate) down_limit: Setting<Option<NonZeroU64>>,
     /// Levels by target, as in `info,net=debug`.
     pub(crate) log: Setting<String>,
 }
@@ -251,6 +260,8 @@ impl Settings {
             ollama_models: layers.path(Key::OllamaModels)?,
             engine: layers.setting(Key::Engine, engine, || EngineWanted::Auto)?,
             slots: layers.setting(Key::Slots, slots, || None)?,
+            up_limit: layers.setting(Key::UpLimit, rate, || None)?,
+            down_limit: layers.setting(Key::DownLimit, rate, || None)?,
             log: layers.setting(Key::Log, levels, || LOG_DEFAULT.to_owned())?,
         })
     }
@@ -267,7 +278,7 @@ impl Settings {
     }
 
     /// Each key with its value as text and where that comes from.
-    pub(crate) fn rows(&self) -> [(Key, String, Origin); 14] {
+    pub(crate) fn rows(&self) -> [(Key, String, Origin); 16] {
         let name = self.name.value.as_ref().map_or_else(String::new, NodeName::to_string);
         let path = |path: &Option<PathBuf>| path.as_ref().map_or_else(String::new, |path| path.display().to_string());
         [
@@ -284,6 +295,8 @@ impl Settings {
             (Key::OllamaModels, path(&self.ollama_models.value), self.ollama_models.origin),
             (Key::Engine, engine_text(self.engine.value).to_owned(), self.engine.origin),
             (Key::Slots, slots_text(self.slots.value), self.slots.origin),
+            (Key::UpLimit, rate_text(self.up_limit.value), self.up_limit.origin),
+            (Key::DownLimit, rate_text(self.down_limit.value), self.down_limit.origin),
             (Key::Log, self.log.value.clone(), self.log.origin),
         ]
     }
@@ -429,6 +442,26 @@ fn slots(text: &str) -> Result<Option<NonZeroU16>, Reason> {
 
 fn slots_text(slots: Option<NonZeroU16>) -> String {
     slots.map_or_else(|| "auto".to_owned(), |slots| slots.to_string())
+}
+
+/// Bytes a second, in thousands as lines and disks are sold.
+const RATE_UNITS: [(&str, u64); 3] = [("GB", 1_000_000_000), ("MB", 1_000_000), ("KB", 1_000)];
+
+fn rate(text: &str) -> Result<Option<NonZeroU64>, Reason> {
+    let needed = || Reason("a number with `KB`, `MB` or `GB`, such as `20MB` a second, or `none` is needed".to_owned());
+    if text == "none" {
+        return Ok(None);
+    }
+    let found = RATE_UNITS.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, *bytes)));
+    let (number, unit) = found.ok_or_else(needed)?;
+    let bytes = number.trim_end().parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+    bytes.and_then(NonZeroU64::new).map(Some).ok_or_else(needed)
+}
+
+fn rate_text(rate: Option<NonZeroU64>) -> String {
+    let Some(rate) = rate else { return "none".to_owned() };
+    let (unit, bytes) = RATE_UNITS.into_iter().find(|(_, bytes)| rate.get().is_multiple_of(*bytes)).unwrap_or(("B", 1));
+    format!("{}{unit}", rate.get() / bytes)
 }
 
 fn levels(text: &str) -> Result<String, Reason> {

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use gateway::wire::{
-    AliasModel, CollectGarbage, Collected, CopyModel, Done, Holder, ImportModel, Model, ModelShown, NameModel,
-    PinModel, PlaceModel, RollBackModel, Rule, VerifyModel,
+    CollectGarbage, Collected, CopyModel, Done, Holder, ImportModel, Model, ModelShown, NameModel, PinModel,
+    PlaceModel, RollBackModel, Rule, VerifyModel,
 };
 
 use self::progress::follow;
@@ -50,16 +50,6 @@ pub(crate) enum Models {
     },
     /// Give a model one more name
     Cp { from: String, to: String },
-    /// Let a name stand for another one, whatever that means
-    Alias {
-        alias: String,
-        /// The model it stands for
-        #[arg(required_unless_present = "rm", conflicts_with = "rm")]
-        to: Option<String>,
-        /// Take the alias away
-        #[arg(long)]
-        rm: bool,
-    },
     /// Keep a name from moving and from being deleted
     Pin {
         name: String,
@@ -160,13 +150,6 @@ impl Models {
             Self::Cp { from, to } => {
                 let done = format!("`{to}` is what `{from}` is\n");
                 change(&client, out, "copy", &CopyModel { from, to }, done).await?
-            }
-            Self::Alias { alias, to, rm: _ } => {
-                let done = match &to {
-                    Some(to) => format!("`{alias}` stands for `{to}`\n"),
-                    None => format!("`{alias}` stands for nothing any more\n"),
-                };
-                change(&client, out, "alias", &AliasModel { alias, to }, done).await?
             }
             Self::Pin { name, off } => {
                 let done = if off { format!("`{name}` may move\n") } else { format!("`{name}` stays what it is\n") };

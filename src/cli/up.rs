@@ -94,6 +94,12 @@ pub(super) struct Up {
     /// [env: OMX_SLOTS] [default: auto]
     #[arg(long, value_name = "N|auto")]
     slots: Option<String>,
+    /// How much of models may leave for other nodes, a second, such as `20MB` [env: OMX_UP_LIMIT] [default: none]
+    #[arg(long, value_name = "RATE|none")]
+    up_limit: Option<String>,
+    /// How much of models may come from other nodes, a second [env: OMX_DOWN_LIMIT] [default: none]
+    #[arg(long, value_name = "RATE|none")]
+    down_limit: Option<String>,
     /// What to log, such as `warn` or `info,net=debug` [env: OMX_LOG]
     #[arg(long, value_name = "LEVELS")]
     log: Option<String>,
@@ -150,6 +156,8 @@ impl Up {
             (Key::OllamaModels, self.ollama_models.clone()),
             (Key::Engine, self.engine.clone()),
             (Key::Slots, self.slots.clone()),
+            (Key::UpLimit, self.up_limit.clone()),
+            (Key::DownLimit, self.down_limit.clone()),
             (Key::Log, self.log.clone().or(by_verbosity)),
         ];
         given.into_iter().filter_map(|(key, text)| Some((key, text?))).collect()

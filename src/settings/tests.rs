@@ -73,6 +73,18 @@ fn bulk_takes_any_port_when_mesh_does_unless_it_is_set() {
 }
 
 #[test]
+fn a_rate_has_a_unit() {
+    for (text, bytes) in [("20MB", 20_000_000), ("1GB", 1_000_000_000), ("1500KB", 1_500_000)] {
+        let read = rate(text).unwrap();
+        assert_eq!((read.map(std::num::NonZeroU64::get), rate_text(read)), (Some(bytes), text.to_owned()));
+    }
+    assert_eq!(rate("none").unwrap(), None);
+    for text in ["", "20", "MB", "0MB", "-1MB", "1.5MB", "99999999999999GB", "20mb"] {
+        assert!(rate(text).is_err(), "{text}");
+    }
+}
+
+#[test]
 fn every_key_can_be_set_at_every_place() {
     for key in Key::ALL {
         let (text, toml) = match key {
@@ -85,6 +97,7 @@ fn every_key_can_be_set_at_every_place() {
             Key::Ollama => ("http://attic:1", "'http://attic:1'"),
             Key::Engine => ("off", "'off'"),
             Key::Slots => ("4", "4"),
+            Key::UpLimit | Key::DownLimit => ("20MB", "'20MB'"),
             Key::Log => ("debug", "'debug'"),
         };
         let origin = |settings: Settings| {
@@ -152,7 +165,7 @@ fn an_unknown_key_is_an_error_with_a_line_and_a_suggestion() {
     assert!(unknown("insecure-no-auth = true").contains("did you mean `insecure_no_auth`?"));
     assert!(
         unknown("[gateway]\nthreads = 4").ends_with(
-            "`insecure_no_auth`, `tls_cert`, `tls_key`, `ollama`, `ollama_models`, `engine`, `slots`, `log`\n"
+            "`insecure_no_auth`, `tls_cert`, `tls_key`, `ollama`, `ollama_models`, `engine`, `slots`, `up_limit`, `down_limit`, `log`\n"
         )
     );
 }

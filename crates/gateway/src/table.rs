@@ -61,13 +61,6 @@ fn known() -> Vec<Route> {
         Route::change(Method::POST, "/omx/v1/models/copy", MODELS, "Give a model one more name", models::copy),
         Route::change(
             Method::POST,
-            "/omx/v1/models/alias",
-            MODELS,
-            "Let a name stand for another one, or no more",
-            models::alias,
-        ),
-        Route::change(
-            Method::POST,
             "/omx/v1/models/remove",
             MODELS,
             "Remove a name from the mesh, restorable until its files are collected",

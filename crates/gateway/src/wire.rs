@@ -19,8 +19,8 @@ use types::UnixMillis;
 pub use event::Event;
 pub use inference::{Last, Load, LoadedBackend, LoadedModel, Phases, Queue, Step, Trace, What};
 pub use models::{
-    AliasModel, CollectGarbage, Collected, CopyModel, Holder, ImportModel, Meant, Model, ModelLayer, ModelNamed,
-    ModelShown, NameModel, PinModel, PlaceModel, RollBackModel, Rule, Transfer, TransferSource, VerifyModel, WorkLine,
+    CollectGarbage, Collected, CopyModel, Holder, ImportModel, Meant, Model, ModelLayer, ModelNamed, ModelShown,
+    NameModel, PinModel, PlaceModel, RollBackModel, Rule, Transfer, TransferSource, VerifyModel, WorkLine,
 };
 pub use registry::{
     Change, ChangeLabels, CreateKey, CreateToken, Done, EnrollBackend, EnrolledBackend, Key, NewKey, NewToken,

@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use blobs::Collected;
+use blobs::{Blobs, Collected};
 use cluster::{Actor, Expect, Moved, Replicas, Rule, Verb};
 use futures::future::BoxFuture;
 use models::store::Beside;
@@ -17,6 +18,7 @@ use types::{BlobHash, NodeId, Role};
 
 use crate::api::Api;
 use crate::backend::Backend;
+use crate::inference::Inference;
 use crate::placement::{Holdings, Placed};
 
 /// What is known of one name.
@@ -185,6 +187,22 @@ impl Holdings for Said {
 /// One copy on each node that may have it, or so many.
 pub fn replicas(count: Option<u32>) -> Replicas {
     count.map_or(Replicas::All, Replicas::Count)
+}
+
+/// Between two looks at whether models answer here. Who begins to wait for an answer shares the line for so long.
+const GIVES_WAY_EVERY: Duration = Duration::from_millis(500);
+
+/// Has transfers give way while models answer here. Runs for ever.
+pub(crate) async fn give_way(blobs: Blobs, inference: Inference) {
+    let mut is_busy = false;
+    loop {
+        let now = inference.figures().running > 0;
+        if now != is_busy {
+            blobs.set_busy(now);
+            is_busy = now;
+        }
+        tokio::time::sleep(GIVES_WAY_EVERY).await;
+    }
 }
 
 /// Of the machine, in bytes. Where the system does not tell, everything is taken to fit.

@@ -1,5 +1,6 @@
 //! A node's life: its parts, built in order, and stopped in reverse.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -32,6 +33,9 @@ pub struct Config {
     pub backend: Wanted,
     /// The folder of Ollama's models, where the operator says which it is.
     pub ollama_models: Option<PathBuf>,
+    /// Bytes a second of models to and from all other nodes; `None`: as many as go through.
+    pub up_limit: Option<NonZeroU64>,
+    pub down_limit: Option<NonZeroU64>,
 }
 
 /// A running node.
@@ -199,7 +203,7 @@ impl Node {
             }
         };
         let (inference, services, inferring) = Inference::new(&cluster, &net, keypair, &backend);
-        let (blobs, blobs_task) = blobs::new(blobs::Config::new(folder.blobs()), net.clone())?;
+        let (blobs, blobs_task) = blobs::new(blobs_config(&folder, config.up_limit, config.down_limit), net.clone())?;
         let (models, models_task) = models::new(models::Parts {
             cluster: cluster.clone(),
             net: net.clone(),
@@ -211,6 +215,10 @@ impl Node {
         let services = models.services(blobs.services(services));
         running.spawn("blobs", blobs_task.run(stop_net.clone()));
         running.spawn("models", models_task.run(stop_net.clone()));
+        let (giving_way, stopping) = (catalogue::give_way(blobs, inference.clone()), stop_net.clone());
+        running.spawn("priority of inference", async move {
+            stopping.run_until_cancelled(giving_way).await;
+        });
         let said = Arc::new(catalogue::Said(models.clone()));
         let (placement, placing) = Placement::new(cluster.clone(), inference.clone(), said);
         let stopping = stop_net.clone();
@@ -285,6 +293,10 @@ impl Node {
 
 /// Each part that stops is waited for so long; what is late is named in the log.
 const STOP_MAX: Duration = Duration::from_secs(5);
+
+fn blobs_config(folder: &Folder, up: Option<NonZeroU64>, down: Option<NonZeroU64>) -> blobs::Config {
+    blobs::Config { up, down, ..blobs::Config::new(folder.blobs()) }
+}
 
 const FOUNDER: RaftId = RaftId(1);
 
@@ -493,6 +505,8 @@ mod tests {
             mdns: false,
             join: None,
             ollama_models: None,
+            up_limit: None,
+            down_limit: None,
             backend,
         };
         let mut node = Node::start(config, |_| {}).await.unwrap();

@@ -111,6 +111,8 @@ fn config(session: &Session, settings: &Settings, join: Option<Token>) -> node::
         mdns: settings.mdns.value,
         join,
         ollama_models: settings.ollama_models.value.clone(),
+        up_limit: settings.up_limit.value,
+        down_limit: settings.down_limit.value,
         backend: node::Wanted {
             ollama: settings.ollama.value.clone(),
             engine: settings.engine.value,

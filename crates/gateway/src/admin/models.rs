@@ -94,15 +94,6 @@ pub(crate) async fn restore(ask: Ask<wire::NameModel>) -> Result<wire::Done, Fai
     change(&ask, Verb::RestoreTag { name }).await
 }
 
-pub(crate) async fn alias(ask: Ask<wire::AliasModel>) -> Result<wire::Done, Failure> {
-    let alias = parse(&ask.input.alias)?;
-    let verb = match &ask.input.to {
-        None => Verb::RemoveAlias { alias },
-        Some(to) => Verb::SetAlias { alias, to: known(ask.api(), to)?.name },
-    };
-    change(&ask, verb).await
-}
-
 pub(crate) async fn copy(ask: Ask<wire::CopyModel>) -> Result<wire::Done, Failure> {
     let to = parse(&ask.input.to)?;
     let from = known(ask.api(), &ask.input.from)?;

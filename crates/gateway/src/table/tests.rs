@@ -34,7 +34,7 @@ use Needs::{Admin, Infer, Machine, Models, Nothing, Read};
 
 /// Method, route, a path of it, a body, what it needs, and the status of whoever gets through. Some get through to a
 /// refusal of the registry's: the only voter cannot be removed, and some of what is named here is not there.
-const ROWS: [(&str, &str, &str, &str, Needs, u16); 75] = [
+const ROWS: [(&str, &str, &str, &str, Needs, u16); 74] = [
     ("GET", "/omx/v1/status", "/omx/v1/status", "", Read, 200),
     ("GET", "/omx/v1/nodes", "/omx/v1/nodes", "", Read, 200),
     ("GET", "/omx/v1/nodes/{node}", "/omx/v1/nodes/solo", "", Read, 200),
@@ -51,7 +51,6 @@ const ROWS: [(&str, &str, &str, &str, Needs, u16); 75] = [
     ("POST", "/omx/v1/models/pin", "/omx/v1/models/pin", r#"{"name":"m","pinned":true}"#, Models, 404),
     ("POST", "/omx/v1/models/rollback", "/omx/v1/models/rollback", r#"{"name":"m"}"#, Models, 404),
     ("POST", "/omx/v1/models/copy", "/omx/v1/models/copy", r#"{"from":"m","to":"n"}"#, Models, 404),
-    ("POST", "/omx/v1/models/alias", "/omx/v1/models/alias", r#"{"alias":"a","to":"m"}"#, Models, 404),
     ("POST", "/omx/v1/models/remove", "/omx/v1/models/remove", r#"{"name":"m"}"#, Models, 404),
     ("POST", "/omx/v1/models/restore", "/omx/v1/models/restore", r#"{"name":"m"}"#, Models, 404),
     ("POST", "/omx/v1/models/gc", "/omx/v1/models/gc", r#"{"dry":true}"#, Admin, 200),

@@ -131,14 +131,6 @@ pub struct CopyModel {
     pub to: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct AliasModel {
-    pub alias: String,
-    /// The model it means; none takes the alias away.
-    pub to: Option<String>,
-}
-
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImportModel {
