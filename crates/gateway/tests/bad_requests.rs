@@ -68,6 +68,8 @@ async fn bad_requests_are_the_senders_fault_and_are_told_so() {
     let key =
         api.create_key(api.user(0), "test".to_owned(), Scopes::all(), None, node::KeyLimits::default()).await.unwrap();
     let key = key.text.expose().clone();
+    // What is asked for at random is not asked of anybody else.
+    api.set(api.user(0), "registries.allow", "none".to_owned(), None).await.unwrap();
     let document: Value = {
         let said =
             ask(&rig, format!("GET /omx/v1/openapi.json HTTP/1.1\r\n{}\r\n", head(&key)).as_bytes(), false).await;

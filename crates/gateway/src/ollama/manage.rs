@@ -27,22 +27,34 @@ pub(crate) async fn pull(raw: Raw) -> Result<Response, Failure> {
     let telling = news.clone();
     let doing = async move {
         let tell = |progress: Progress| telling.tell(&progress.status.clone(), line(&progress));
-        match api.models().pull(by, &name, &api.registries(), &tell).await {
-            Ok(_) => value!({ "status": SUCCESS }),
-            Err(error) => {
-                tracing::info!(%name, error = %chain(&error), "a pull failed");
-                value!({ "error": said(&error) })
-            }
-        }
+        let pulled = api.models().pull(by, &name, &api.registries(), &tell).await;
+        pulled.map(drop).inspect_err(|error| tracing::info!(%name, error = %chain(error), "a pull failed"))
+    };
+    let last = |pulled: &Result<(), ModelError>| match pulled {
+        Ok(()) => value!({ "status": SUCCESS }),
+        Err(error) => value!({ "error": said(error) }),
     };
     if asked.stream() {
+        let doing = async move { last(&doing.await) };
         let mut response = Response::new(work::body(news, Box::pin(doing), |line: &Value| wire::encode(line)));
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(LINES));
         return Ok(response);
     }
-    let last = doing.await;
-    let status = if last.get("error").is_some() { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::OK };
-    Ok(json(status, wire::encode(&last)))
+    let pulled = doing.await;
+    let status = pulled.as_ref().err().map_or(StatusCode::OK, status);
+    Ok(json(status, wire::encode(&last(&pulled))))
+}
+
+/// Where Ollama has no word of its own for what went wrong, it says 500.
+fn status(error: &ModelError) -> StatusCode {
+    match error {
+        ModelError::Pinned(_) => StatusCode::CONFLICT,
+        ModelError::Worker => StatusCode::FORBIDDEN,
+        ModelError::Upstream { source, .. } if matches!(**source, UpstreamError::NotAllowed(_)) => {
+            StatusCode::FORBIDDEN
+        }
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
 }
 
 pub(crate) async fn delete(raw: Raw) -> Result<Response, Failure> {
