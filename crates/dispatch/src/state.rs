@@ -9,7 +9,7 @@ use std::time::Duration;
 use scheduler::{
     Answer, Asker, Candidates, Choice, Dice, Fleet, ModelKey, Moment, Owners, Promise, Reason, Seconds, Turn, Work,
 };
-use scheduler::{choose, choose_known, choose_only, choose_unheard, hold, probe_timeout};
+use scheduler::{choose, choose_known, choose_unheard, hold, probe_timeout};
 use types::{NodeId, RequestId};
 
 use crate::breaker::Breakers;
@@ -49,7 +49,7 @@ pub struct Figures {
     pub sends: u64,
     /// Of these, the ones charged to the budget.
     pub retries: u64,
-    /// And those that went without a question where a conversation was, or to the only node with the model.
+    /// And those that went where a conversation was, without a question.
     pub unasked: u64,
     /// And those for which nobody answered in time.
     pub unheard: u64,
@@ -273,9 +273,6 @@ impl Step<'_, '_> {
         if asked.is_empty() {
             return self.give_up();
         }
-        if let Some(choice) = choose_only(self.work, &asked, self.sight.fleet) {
-            return self.send(choice);
-        }
         for candidate in asked.iter() {
             let stale = candidate.stale.score(self.work.class, candidate.rtt);
             self.course.trace.note(self.sight.now, What::Asked { node: candidate.node, why: candidate.why, stale });
@@ -374,7 +371,7 @@ impl Step<'_, '_> {
         desk.pulses.enter(node, *now);
         desk.figures.sends += 1;
         match reason {
-            Reason::Known | Reason::Only => desk.figures.unasked += 1,
+            Reason::Known => desk.figures.unasked += 1,
             Reason::Degraded => desk.figures.unheard += 1,
             Reason::Best | Reason::Cached | Reason::Explored => {}
         }
@@ -551,7 +548,7 @@ impl Step<'_, '_> {
 
 /// Whether the node itself has said what is expected of it.
 const fn is_promise(reason: Reason) -> bool {
-    !matches!(reason, Reason::Degraded | Reason::Known | Reason::Only)
+    !matches!(reason, Reason::Degraded | Reason::Known)
 }
 
 /// An error with its causes, for people.

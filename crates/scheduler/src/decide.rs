@@ -6,7 +6,7 @@ use types::NodeId;
 
 use crate::candidates::{Candidate, Candidates, Dice};
 use crate::estimate::covers;
-use crate::{Estimate, Fleet, Host, Moment, Promise, Seconds, Turn, Work};
+use crate::{Estimate, Host, Moment, Promise, Seconds, Turn, Work};
 
 /// Somebody is this much better, and more than the share of it, before the node with the cached prompt is left: what is
 /// cached there serves the next turn too.
@@ -50,8 +50,6 @@ pub enum Reason {
     Explored,
     /// Nobody was asked: the conversation was there a moment ago, and its prompt still is.
     Known,
-    /// Nobody else has the model, so that there is nothing to choose.
-    Only,
     /// Nobody answered: the better of two by what was heard of them.
     Degraded,
 }
@@ -116,14 +114,6 @@ pub fn choose_known(work: &Work, host: &Host, turn: Turn, now: Moment) -> Option
     Some(Choice { node, reason: Reason::Known, score, promised, max_wait: Some(SLACK) })
 }
 
-/// Nobody but this one holds the model: an answer would cost a round trip and change nothing. It is taken however long it
-/// takes, and says itself where it will not.
-pub fn choose_only(work: &Work, candidates: &Candidates, fleet: &Fleet) -> Option<Choice> {
-    let candidate = candidates.iter().next().filter(|_| fleet.len() == 1)?;
-    let score = candidate.stale.score(work.class, candidate.rtt);
-    Some(Choice { node: candidate.node, reason: Reason::Only, score, promised: candidate.stale, max_wait: None })
-}
-
 /// Nobody answered in time: of two drawn ones the better by what was heard. Drawing two keeps gateways with the same
 /// old news from all choosing the same node.
 pub fn choose_unheard(work: &Work, candidates: &Candidates, dice: &mut Dice) -> Option<Choice> {
@@ -149,6 +139,7 @@ mod tests {
     use crate::candidates::tests::{node, warm};
     use crate::candidates::{Asker, Why};
     use crate::estimate::tests::work;
+    use crate::host::Fleet;
     use crate::{Moment, Place};
 
     fn answer(id: u16, wait: f32, load: f32, cached: u32) -> Answer {
@@ -251,21 +242,6 @@ mod tests {
         assert!(known(&fleet, turn, 0, None).is_none(), "its slot is taken");
         fleet.ended(node(1));
         assert!(known(&fleet, turn, 0, None).is_some());
-    }
-
-    #[test]
-    fn where_only_one_has_the_model_nobody_is_asked() {
-        let (mut fleet, start, mut dice) = (Fleet::default(), Moment::default(), Dice::new(3));
-        let mut only = |fleet: &mut Fleet| {
-            let asked = Candidates::choose(fleet, &work(1000, 100), Asker::default(), start, &mut dice, |_| true);
-            choose_only(&work(1000, 100), &asked, fleet)
-        };
-        assert!(only(&mut fleet).is_none());
-        fleet.hear(node(1), warm(), Seconds::ZERO, start);
-        let choice = only(&mut fleet).unwrap();
-        assert_eq!((choice.node, choice.reason, choice.max_wait), (node(1), Reason::Only, None));
-        fleet.hear(node(2), warm(), Seconds::ZERO, start);
-        assert!(only(&mut fleet).is_none());
     }
 
     #[test]

@@ -20,7 +20,7 @@ mod work;
 
 pub use candidates::{Asker, CANDIDATES_MAX, Candidate, Candidates, Dice, Why};
 pub use chain::{BLOCK_BYTES, Chain, ChainKey, ChainWriter, LINKS_MAX};
-pub use decide::{Answer, Choice, Reason, choose, choose_known, choose_only, choose_unheard, hold, probe_timeout};
+pub use decide::{Answer, Choice, Reason, choose, choose_known, choose_unheard, hold, probe_timeout};
 pub use estimate::{Estimate, Place, Promise};
 pub use host::{Facts, Fleet, Host};
 pub use owners::{Owners, Turn};

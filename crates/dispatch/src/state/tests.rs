@@ -124,23 +124,6 @@ fn a_conversation_goes_on_where_it_was_without_a_question_and_with_one_later() {
 }
 
 #[test]
-fn where_nobody_else_has_the_model_it_goes_there_without_a_question_and_waits_as_long_as_it_takes() {
-    let mut table = Table::new(1);
-    let (attempt, effect) = table.begin();
-    assert!(matches!(effect, Effect::Send { node: to, max_wait: None } if to == node(1)), "{effect:?}");
-    assert_eq!((attempt.wakes(), table.desk.figures.unasked), (attempt.deadline, 1));
-    let full = Failure::Refused(Refusal::Full { wait: Seconds::new(3.0) });
-    let effect = table.on(attempt, Event::Failed(full)).1;
-    assert!(
-        matches!(effect, Effect::Fail(Error::Busy { retry_after }) if retry_after == Seconds::new(3.0)),
-        "{effect:?}"
-    );
-    let (attempt, _) = table.begin();
-    let effect = table.on(attempt, Event::Failed(broken())).1;
-    assert!(matches!(effect, Effect::Fail(Error::Failed { sent: 1, .. })), "nobody else is left: {effect:?}");
-}
-
-#[test]
 fn requests_without_a_conversation_follow_nobody() {
     let mut table = Table::new(2);
     let begun = table.begin();
@@ -169,16 +152,15 @@ fn before_the_first_byte_another_node_takes_over_and_after_it_the_answer_is_cut(
 
 #[test]
 fn a_refused_promise_is_asked_for_again_and_then_taken_at_any_wait() {
-    let mut table = Table::new(2);
-    let (attempt, _) = table.begin();
-    let (attempt, _) = table.on(attempt, Event::Answered(node(1), Ok(promise(1.0))));
-    let (attempt, effect) = table.on(attempt, Event::Answered(node(2), Ok(promise(20.0))));
-    assert!(matches!(effect, Effect::Send { node: to, max_wait: Some(_) } if to == node(1)), "{effect:?}");
+    let mut table = Table::new(1);
+    let (attempt, effect) = table.begin();
+    assert!(matches!(effect, Effect::Probe(_)));
+    let (attempt, effect) = table.on(attempt, Event::Answered(node(1), Ok(promise(1.0))));
+    assert!(matches!(effect, Effect::Send { max_wait: Some(_), .. }), "{effect:?}");
     let (attempt, effect) = table.on(attempt, Event::Failed(Failure::Refused(Refusal::Wait(promise(9.0)))));
     assert!(matches!(effect, Effect::Probe(_)), "{effect:?}");
-    let (attempt, _) = table.on(attempt, Event::Answered(node(1), Ok(promise(9.0))));
-    let (attempt, effect) = table.on(attempt, Event::Answered(node(2), Ok(promise(20.0))));
-    assert!(matches!(effect, Effect::Send { node: to, max_wait: None } if to == node(1)), "{effect:?}");
+    let (attempt, effect) = table.on(attempt, Event::Answered(node(1), Ok(promise(9.0))));
+    assert!(matches!(effect, Effect::Send { max_wait: None, .. }), "{effect:?}");
     assert_eq!((attempt.course.retries, attempt.sends()), (0, 2), "it cost nothing");
 }
 
@@ -200,7 +182,7 @@ fn what_nobody_has_is_said_at_once() {
     assert!(matches!(effect, Effect::Fail(Error::NoModel(_))), "{effect:?}");
     let mut table = Table::new(1);
     let (attempt, _) = table.begin();
-    let effect = table.on(attempt, Event::Failed(Failure::Refused(Refusal::NoModel))).1;
+    let effect = table.on(attempt, Event::Answered(node(1), Err(Failure::Refused(Refusal::NoModel)))).1;
     assert!(matches!(effect, Effect::Fail(Error::NoModel(_))), "{effect:?}");
 }
 
@@ -242,21 +224,19 @@ fn retries_of_one_request_have_an_end_and_the_last_answer_is_handed_on() {
 
 #[test]
 fn much_too_late_is_left_only_for_somebody_else() {
-    for stays in [true, false] {
-        let mut table = Table::new(2);
+    for (hosts, leaves) in [(2, true), (1, false)] {
+        let mut table = Table::new(hosts);
         let begun = table.begin();
-        let (attempt, chosen) = table.promised(begun, &[(1, 9.0), (2, 1.0)]);
-        if !stays {
-            table.fleet.forget(node(1));
-        }
+        let (attempt, chosen) =
+            if hosts == 2 { table.promised(begun, &[(1, 9.0), (2, 1.0)]) } else { table.promised(begun, &[(1, 1.0)]) };
         let before = table.fleet.get(chosen).unwrap().ratio();
         table.pass(2.9);
         let (attempt, effect) = table.on(attempt, Event::Tick);
         assert!(matches!(effect, Effect::Nothing));
         table.pass(0.2);
         let (attempt, effect) = table.on(attempt, Event::Tick);
-        assert_eq!(matches!(effect, Effect::Probe(_)), stays, "{effect:?}");
-        assert_eq!(table.fleet.get(chosen).unwrap().ratio() > before, stays);
+        assert_eq!(matches!(effect, Effect::Probe(_)), leaves, "{effect:?}");
+        assert_eq!(table.fleet.get(chosen).unwrap().ratio() > before, leaves);
         let (_, effect) = table.on(attempt, Event::Gone);
         assert!(matches!(effect, Effect::Done) && table.desk.pulses.is_empty());
     }
@@ -264,14 +244,14 @@ fn much_too_late_is_left_only_for_somebody_else() {
 
 #[test]
 fn a_deadline_ends_it_at_any_stage_and_never_as_if_it_were_whole() {
-    let mut table = Table::new(2);
+    let mut table = Table::new(1);
     let (attempt, _) = table.begin();
     table.pass(61.0);
     let effect = table.on(attempt, Event::Tick).1;
     assert!(matches!(effect, Effect::Fail(Error::Deadline)), "{effect:?}");
 
     let begun = table.begin();
-    let (attempt, _) = table.promised(begun, &[(1, 1.0), (2, 2.0)]);
+    let (attempt, _) = table.promised(begun, &[(1, 1.0)]);
     let (attempt, _) = table.on(attempt, Event::FirstByte { well: true });
     table.pass(61.0);
     let effect = table.on(attempt, Event::Tick).1;

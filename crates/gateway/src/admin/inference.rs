@@ -141,7 +141,6 @@ fn reason_of(reason: node::Reason) -> &'static str {
         node::Reason::Cached => "has the prompt cached, and nobody is much better",
         node::Reason::Explored => "tried for once, to learn of it",
         node::Reason::Known => "the conversation was there a moment ago",
-        node::Reason::Only => "nobody else has the model",
         node::Reason::Degraded => "nobody answered in time: the best by what was heard",
     }
 }
