@@ -95,9 +95,10 @@ impl Failure {
     /// What a model's backend answered that was no success: one text, in Ollama's shape.
     pub(crate) fn of_backend(status: StatusCode, body: &[u8]) -> Self {
         let told = serde_json::from_slice::<serde_json::Value>(body).ok();
-        let error = told.as_ref().and_then(|told| told["error"].as_str());
+        let error = told.as_ref().and_then(|told| told["error"].as_str().map(str::to_owned));
+        let error = error.or_else(|| beginning_of_error(body));
         let unknown = || format!("the backend answered with status {}", status.as_u16());
-        let text = |error: &str| error.chars().take(BACKEND_TEXT_MAX).collect();
+        let text = |error: String| error.chars().take(BACKEND_TEXT_MAX).collect();
         Self::new(status, "backend", error.map_or_else(unknown, text))
     }
 
@@ -108,6 +109,19 @@ impl Failure {
             .hint("the node's log says more under the `omx-request-id` of this answer");
         Self { cause: Some(cause.to_string()), ..failure }
     }
+}
+
+/// Of an answer in Ollama's shape that was too long to be taken whole: an error may tell back all it was sent.
+fn beginning_of_error(body: &[u8]) -> Option<String> {
+    /// A character beyond the first 65,536, as two escapes.
+    const ESCAPE_BYTES_MAX: usize = 12;
+    let text = body.strip_prefix(b"{\"error\":\"")?;
+    let kept = &text[..text.len().min(BACKEND_TEXT_MAX)];
+    // It may have been cut within a character or an escape.
+    (0..=ESCAPE_BYTES_MAX.min(kept.len())).find_map(|cut| {
+        let quoted = [b"\"", &kept[..kept.len() - cut], b"\""].concat();
+        serde_json::from_slice(&quoted).ok()
+    })
 }
 
 impl Failure {
@@ -326,6 +340,21 @@ mod tests {
 
     fn refused(refused: Refused) -> node::Error {
         node::Error::Registry(refused.into())
+    }
+
+    #[test]
+    fn an_error_that_was_cut_short_still_says_what_it_begins_with() {
+        let said = |body: &[u8]| Failure::of_backend(StatusCode::INTERNAL_SERVER_ERROR, body).message;
+        let whole = serde_json::json!({ "error": format!("invalid format: \"é\u{1f600}{}\"", "a".repeat(1 << 20)) })
+            .to_string();
+        assert!(said(&whole.as_bytes()[..64 << 10]).starts_with("invalid format: \"é\u{1f600}aaa"));
+        let escaped = br#"{"error":"bad \u00e9 \ud83d\ude00 end"#;
+        for end in br#"{"error":"bad "#.len()..escaped.len() {
+            assert!(said(&escaped[..end]).starts_with("bad "), "{end}");
+        }
+        for foreign in [&b"<html>"[..], b"", b"{\"message\":\"x"] {
+            assert_eq!(said(foreign), "the backend answered with status 500");
+        }
     }
 
     #[test]
