@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::child::{Signal, send};
+use crate::child::send;
 use crate::message::{self, Framing};
 
 /// The one model it has.
@@ -56,7 +56,7 @@ impl Backend {
     }
 
     pub(crate) fn freeze(&self) -> Result<()> {
-        send(self.child.id(), Signal::Stop)
+        send(self.child.id(), "STOP")
     }
 }
 

@@ -9,6 +9,7 @@
 #[path = "../support/arguments.rs"]
 mod arguments;
 mod backend;
+#[path = "../support/child.rs"]
 mod child;
 mod client;
 mod cost;

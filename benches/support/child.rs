@@ -7,23 +7,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use testnet::wait_until;
 
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Signal {
-    /// Stopped without its knowing: sockets stay, nothing answers.
-    Stop,
-    Term,
-}
-
-/// Some proxies wait for their clients when they are asked to end.
+/// Some servers wait for their clients when they are asked to end.
 const END_LIMIT: Duration = Duration::from_secs(3);
 
 /// Only to a process that this one has started and not yet waited for: its number is nobody else's.
-pub(crate) fn send(pid: u32, signal: Signal) -> Result<()> {
-    let name = match signal {
-        Signal::Stop => "-STOP",
-        Signal::Term => "-TERM",
-    };
-    let status = Command::new("kill").args([name, &pid.to_string()]).status().context("failed to run `kill`")?;
+pub(crate) fn send(pid: u32, signal: &str) -> Result<()> {
+    let status =
+        Command::new("kill").args(["-s", signal, &pid.to_string()]).status().context("failed to run `kill`")?;
     ensure!(status.success(), "failed to signal process {pid}");
     Ok(())
 }
@@ -52,8 +42,8 @@ pub(crate) fn family(pid: u32) -> Result<Vec<u32>> {
 /// Asks it to end, with its own children, and makes it end where it does not.
 pub(crate) fn end(child: &mut Child) {
     // It may have ended by itself, and there is nobody left to tell.
-    let _ = send(child.id(), Signal::Term);
-    let ended = wait_until("the end of a proxy", END_LIMIT, || child.try_wait()?.context("it runs"));
+    let _ = send(child.id(), "TERM");
+    let ended = wait_until("the end of a program", END_LIMIT, || child.try_wait()?.context("it runs"));
     if ended.is_err() {
         let _ = child.kill();
         let _ = child.wait();
