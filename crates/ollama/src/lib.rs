@@ -12,6 +12,7 @@ pub mod manifest;
 mod name;
 mod origin;
 pub mod seen;
+pub mod transcript;
 pub mod wire;
 
 pub use asked::Asked;
@@ -21,3 +22,4 @@ pub use folder::Folder;
 pub use head::Head;
 pub use name::{InvalidName, ModelName};
 pub use origin::{Origin, ParseOriginError};
+pub use transcript::Transcript;
