@@ -82,6 +82,7 @@ struct Case {
     kind: Option<String>,
     text: Option<String>,
     shape: Option<String>,
+    first: Option<String>,
     last: Option<String>,
     #[serde(default)]
     statuses: Vec<String>,
@@ -93,15 +94,25 @@ struct Case {
 #[serde(rename_all = "snake_case")]
 enum Framing {
     Json,
+    Line,
     Lines,
+    Events,
     Text,
     Empty,
 }
+
+/// The event behind which nothing comes.
+const LAST_EVENT: &str = "[DONE]";
 
 impl Table {
     /// Of Ollama's own API.
     pub fn ollama() -> Self {
         Self::parse(include_str!("../../../testnet/golden/ollama.toml")).expect("the table is checked by a test")
+    }
+
+    /// Of OpenAI's, as Ollama has it.
+    pub fn openai() -> Self {
+        Self::parse(include_str!("../../../testnet/golden/openai.toml")).expect("the table is checked by a test")
     }
 
     pub fn parse(text: &str) -> Result<Self, Error> {
@@ -159,14 +170,15 @@ impl Case {
     fn check(&self) -> Result<(), Error> {
         let case = || self.name.clone();
         let needed: &[(&str, &Option<String>)] = match self.answer {
-            Framing::Json => &[("shape", &self.shape)],
+            Framing::Json | Framing::Line => &[("shape", &self.shape)],
             Framing::Lines => &[("shape", &self.shape), ("last", &self.last)],
+            Framing::Events => &[("first", &self.first), ("shape", &self.shape), ("last", &self.last)],
             Framing::Text => &[("text", &self.text), ("type", &self.kind)],
             Framing::Empty => &[],
         };
         for (what, text) in needed {
             let text = text.as_ref().ok_or_else(|| Error::Incomplete { case: case(), what })?;
-            if matches!(self.answer, Framing::Json | Framing::Lines) {
+            if self.answer != Framing::Text {
                 let parsed = serde_json::from_str::<Value>(text);
                 parsed.map_err(|source| Error::Shape { case: case(), what, source })?;
             }
@@ -192,6 +204,8 @@ impl Case {
         }
         let expected_kind = match self.answer {
             Framing::Json => Some("application/json; charset=utf-8"),
+            Framing::Line => Some("application/json"),
+            Framing::Events => Some("text/event-stream"),
             Framing::Lines => Some("application/x-ndjson"),
             Framing::Text | Framing::Empty => self.kind.as_deref(),
         };
@@ -205,8 +219,29 @@ impl Case {
                 (reply.text != expected).then(|| format!("`{}` instead of `{expected}`", reply.text))
             }
             Framing::Json if reply.text.ends_with('\n') => Some("a line's end behind the object".to_owned()),
-            Framing::Json => fits(&self.shape, &reply.text, subject),
+            Framing::Line if !reply.text.ends_with("}\n") => Some(format!("no line's end behind {}", reply.text)),
+            Framing::Json | Framing::Line => fits(&self.shape, &reply.text, subject),
             Framing::Lines => self.judge_lines(reply, subject),
+            Framing::Events => self.judge_events(reply, subject),
+        }
+    }
+
+    fn judge_events(&self, reply: &Reply, subject: &Subject) -> Option<String> {
+        if !reply.chunked {
+            return Some("events that are not sent as chunks".to_owned());
+        }
+        let Some(events) = reply.text.strip_suffix("\n\n") else {
+            return Some(format!("a last event without its end: {}", reply.text));
+        };
+        let events: Option<Vec<&str>> = events.split("\n\n").map(|event| event.strip_prefix("data: ")).collect();
+        match events.as_deref() {
+            Some([first, between @ .., last, LAST_EVENT]) => {
+                let misfit = fits(&self.first, first, subject);
+                let misfit = misfit.or_else(|| between.iter().find_map(|event| fits(&self.shape, event, subject)));
+                misfit.or_else(|| fits(&self.last, last, subject))
+            }
+            Some(_) => Some(format!("too few events, or none that is `{LAST_EVENT}` at the end: {}", reply.text)),
+            None => Some(format!("an event that is no `data`: {}", reply.text)),
         }
     }
 

@@ -134,7 +134,7 @@ impl Failure {
     pub(crate) fn into_openais(self) -> Response {
         let kind = HeaderValue::from_static("application/json");
         self.with_body(kind, |status, native| {
-            openai::Error::of_native(status.as_u16(), native.as_bytes()).body().into()
+            openai::Error::of_native(status.as_u16(), native.as_bytes()).line().into()
         })
     }
 

@@ -8,10 +8,16 @@ use std::thread;
 
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
 use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::failure::Failure;
 
 /// Beyond it requests are no longer what keeps a machine busy.
 const LANES_MAX: usize = 16;
+
+/// Of a body: to go through it once takes milliseconds.
+const LONG: usize = 256 << 10;
 
 /// Dropped, it ends its threads and what still runs on them.
 #[derive(Debug)]
@@ -63,11 +69,30 @@ async fn lane(stop: CancellationToken) -> std::io::Result<Handle> {
     lane.await.unwrap_or_else(|_| Err(std::io::Error::other("the thread ended at once")))
 }
 
+/// What goes through a body of so many bytes; through a long one beside the threads that serve others.
+pub(crate) async fn beside<T: Send + 'static>(
+    bytes: usize,
+    read: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Failure> {
+    match bytes > LONG {
+        true => spawn_blocking(read).await.map_err(Failure::internal),
+        false => Ok(read()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::task::JoinSet;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_long_body_is_gone_through_beside_the_thread_that_has_it() {
+        let here = thread::current().id();
+        let is_here = async |bytes| beside(bytes, || thread::current().id()).await.unwrap() == here;
+        assert!(is_here(LONG).await);
+        assert!(!is_here(LONG + 1).await);
+    }
 
     #[tokio::test]
     async fn what_is_given_out_is_spread_and_ends_with_the_lanes() {

@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use node::Route;
 
 use crate::failure::Failure;
+use crate::lanes::beside;
 use crate::route::Raw;
 
 /// An answer in one piece: some thousand vectors of some thousand numbers.
@@ -18,35 +19,33 @@ const ANSWER_MAX: usize = 256 << 20;
 
 pub(crate) async fn chat(raw: Raw) -> Result<Response, Failure> {
     told(async {
-        let request = chat::Request::read(&raw.body)?;
-        let (about, answer) = ask(&raw, Route::Chat, request.native()).await?;
-        let response = match request.streams() {
-            true => streamed(answer, request.stream(&ids())),
-            false => whole(request.whole(&collected(answer).await?, &ids())?),
-        };
-        Ok(about.on(response))
+        let (request, native) = read(&raw, chat::Request::read, chat::Request::native).await?;
+        let (about, answer) = ask(&raw, Route::Chat, native).await?;
+        match request.streams() {
+            true => Ok(about.on(streamed(answer, request.stream(&ids())))),
+            false => about.retold(collected(answer).await, |native| request.whole(native, &ids())),
+        }
     })
     .await
 }
 
 pub(crate) async fn completions(raw: Raw) -> Result<Response, Failure> {
     told(async {
-        let request = completions::Request::read(&raw.body)?;
-        let (about, answer) = ask(&raw, Route::Generate, request.native()).await?;
-        let response = match request.streams() {
-            true => streamed(answer, request.stream(&ids())),
-            false => whole(request.whole(&collected(answer).await?, &ids())?),
-        };
-        Ok(about.on(response))
+        let (request, native) = read(&raw, completions::Request::read, completions::Request::native).await?;
+        let (about, answer) = ask(&raw, Route::Generate, native).await?;
+        match request.streams() {
+            true => Ok(about.on(streamed(answer, request.stream(&ids())))),
+            false => about.retold(collected(answer).await, |native| request.whole(native, &ids())),
+        }
     })
     .await
 }
 
 pub(crate) async fn embeddings(raw: Raw) -> Result<Response, Failure> {
     told(async {
-        let request = embeddings::Request::read(&raw.body)?;
-        let (about, answer) = ask(&raw, Route::Embed, request.native()).await?;
-        Ok(about.on(whole(request.whole(&collected(answer).await?)?)))
+        let (request, native) = read(&raw, embeddings::Request::read, embeddings::Request::native).await?;
+        let (about, answer) = ask(&raw, Route::Embed, native).await?;
+        about.retold(collected(answer).await, |native| request.whole(native))
     })
     .await
 }
@@ -91,7 +90,10 @@ async fn told(answer: impl Future<Output = Result<Response, Not>>) -> Result<Res
         Ok(answer) => Ok(answer),
         Err(Not::Ours(failure)) => Err(failure),
         Err(Not::Theirs(error, about)) => {
-            let mut response = whole(error.body());
+            let mut response = match error {
+                Error::Request(_) => refusal(error.body()),
+                _ => whole(error.line()),
+            };
             *response.status_mut() = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_GATEWAY);
             Ok(about.on(response))
         }
@@ -100,13 +102,41 @@ async fn told(answer: impl Future<Output = Result<Response, Not>>) -> Result<Res
 
 /// What an answer's head says of its way here.
 #[derive(Default)]
-struct About(HeaderMap);
+struct About(Box<HeaderMap>);
 
 impl About {
     fn on(self, mut response: Response) -> Response {
-        response.headers_mut().extend(self.0);
+        response.headers_mut().extend(*self.0);
         response
     }
+
+    /// The whole answer in OpenAI's terms; one that broke off came its way, too.
+    fn retold(
+        self,
+        native: Result<Bytes, Not>,
+        retell: impl FnOnce(&[u8]) -> Result<Vec<u8>, Error>,
+    ) -> Result<Response, Not> {
+        match native.and_then(|native| Ok(retell(&native)?)) {
+            Ok(body) => Ok(self.on(whole(body))),
+            Err(Not::Theirs(error, _)) => Err(Not::Theirs(error, self)),
+            Err(Not::Ours(failure)) => Err(Not::Ours(failure)),
+        }
+    }
+}
+
+/// The request, and what to ask the mesh for it.
+async fn read<R: Send + 'static>(
+    raw: &Raw,
+    read: fn(&[u8]) -> Result<R, Error>,
+    native: fn(&R) -> Vec<u8>,
+) -> Result<(R, Vec<u8>), Not> {
+    let body = raw.body.clone();
+    let read = move || {
+        let request = read(&body)?;
+        let native = native(&request);
+        Ok((request, native))
+    };
+    beside(raw.body.len(), read).await?
 }
 
 /// A native answer that has begun well.
@@ -115,7 +145,7 @@ async fn ask(raw: &Raw, route: Route, body: Vec<u8>) -> Result<(About, Body), No
     // The type and length of the native body are not those of its translation.
     head.headers.remove(header::CONTENT_TYPE);
     head.headers.remove(header::CONTENT_LENGTH);
-    let about = About(head.headers);
+    let about = About(Box::new(head.headers));
     match head.status.is_success() {
         true => Ok((about, body)),
         false => Err(Not::Theirs(Error::of_native(head.status.as_u16(), &collected(body).await?), about)),
@@ -134,6 +164,14 @@ async fn collected(body: Body) -> Result<Bytes, Not> {
 }
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// Of a request that is not asked of anyone; Ollama tells it otherwise than what it has asked itself.
+fn refusal(body: Vec<u8>) -> Response {
+    let mut response = whole(body);
+    let kind = HeaderValue::from_static("application/json; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
 
 fn whole(body: Vec<u8>) -> Response {
     let mut response = Response::new(Body::from(body));

@@ -101,7 +101,7 @@ fn content(events: &[&str]) -> String {
 
 /// What clients of one Ollama find, they find here.
 #[tokio::test]
-async fn the_gateway_answers_as_the_table_of_ollama_says() {
+async fn the_gateway_answers_as_the_tables_of_ollama_say() {
     let rig = Rig::new().await;
     let subject = Subject {
         address: rig.api,
@@ -111,8 +111,10 @@ async fn the_gateway_answers_as_the_table_of_ollama_says() {
         registry: None,
         differs: Vec::new(),
     };
-    let report = Table::ollama().check(&subject).await;
-    assert!(report.findings.is_empty(), "\n{}", report.text());
+    for table in [Table::ollama(), Table::openai()] {
+        let report = table.check(&subject).await;
+        assert!(report.findings.is_empty(), "\n{}", report.text());
+    }
 }
 
 #[tokio::test]

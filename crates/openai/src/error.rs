@@ -82,6 +82,13 @@ impl Error {
         };
         encode(&Body { error: Told { message: &self.to_string(), kind, param: (), code: () } })
     }
+
+    /// The same with the end of line that all has which went through Ollama's translation.
+    pub fn line(&self) -> Vec<u8> {
+        let mut line = self.body();
+        line.push(b'\n');
+        line
+    }
 }
 
 impl From<InvalidBody> for Error {

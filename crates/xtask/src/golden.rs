@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use fakes::golden::{Subject, Table};
 
 #[derive(Debug, Args)]
@@ -23,9 +23,18 @@ pub(crate) struct Arguments {
     /// golden:1b=1MB` is; without one, pull, push and create are skipped. What is pulled and created is deleted again
     #[arg(long)]
     registry: Option<String>,
+    /// Which of its APIs
+    #[arg(long, value_enum, default_values = ["ollama", "openai"], value_delimiter = ',')]
+    api: Vec<Api>,
     /// `name: value`, sent with every request
     #[arg(long, value_parser = header)]
     header: Vec<(String, String)>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Api {
+    Ollama,
+    Openai,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
@@ -38,13 +47,26 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         registry: arguments.registry.clone(),
         differs: Vec::new(),
     };
-    let report = runtime.block_on(Table::ollama().check(&subject));
-    print!("{}", report.text());
-    eprintln!("{} cases checked, {} skipped, {} differ", report.checked, report.skipped, report.findings.len());
-    if report.checked == 0 {
-        bail!("nothing was checked");
+    let mut equal = true;
+    for api in &arguments.api {
+        let table = match api {
+            Api::Ollama => Table::ollama(),
+            Api::Openai => Table::openai(),
+        };
+        let report = runtime.block_on(table.check(&subject));
+        print!("{}", report.text());
+        eprintln!(
+            "{api:?}: {} cases checked, {} skipped, {} differ",
+            report.checked,
+            report.skipped,
+            report.findings.len()
+        );
+        if report.checked == 0 {
+            bail!("nothing was checked");
+        }
+        equal &= report.findings.is_empty();
     }
-    Ok(if report.findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn header(text: &str) -> Result<(String, String), String> {

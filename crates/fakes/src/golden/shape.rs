@@ -15,6 +15,9 @@ pub(super) fn mismatch(at: &str, shape: &Value, value: &Value) -> Option<String>
 }
 
 fn fits(kind: &str, value: &Value) -> bool {
+    if let Some((one, other)) = kind.split_once('|') {
+        return fits(one, value) || fits(other, value);
+    }
     if let Some(exactly) = kind.strip_prefix('=') {
         return value.as_str() == Some(exactly);
     }
@@ -24,6 +27,7 @@ fn fits(kind: &str, value: &Value) -> bool {
     let text = |good: fn(&str) -> bool| value.as_str().is_some_and(good);
     match kind {
         "any" => true,
+        "null" => value.is_null(),
         "string" => value.is_string(),
         "text" => text(|text| !text.is_empty()),
         "int" => value.is_u64(),
@@ -97,6 +101,9 @@ mod tests {
             ("=", json!(""), json!("b")),
             ("a%", json!("ab"), json!("ba")),
             ("int", json!(0), json!(-1)),
+            ("null", json!(null), json!("")),
+            ("null|=a|positive", json!("a"), json!("b")),
+            ("null|=a|positive", json!(7), json!(0)),
             ("positive", json!(1), json!(0)),
             ("number", json!(-0.5), json!("1")),
             ("bool", json!(false), json!(0)),

@@ -61,6 +61,33 @@ fn statuses_come_in_their_order_and_none_is_left_out() {
 }
 
 #[tokio::test]
+async fn events_are_framed_whole_and_ended() {
+    let ollama = Ollama::start(Config::default()).await.unwrap();
+    let subject = subject(&ollama);
+    let table = "[[case]]\nname = 'n'\nrequest = 'GET /'\nstatus = 200\nanswer = 'events'\n";
+    let table = Table::parse(&format!("{table}first = '1'\nshape = '2'\nlast = '3'")).unwrap();
+    let judge = |chunked: bool, text: &str| {
+        let kind = Some("text/event-stream".to_owned());
+        table.cases[0].judge(&Reply { status: 200, kind, chunked, text: text.to_owned() }, &subject)
+    };
+    let whole = "data: 1\n\ndata: 2\n\ndata: 2\n\ndata: 3\n\ndata: [DONE]\n\n";
+    assert_eq!(judge(true, whole), None);
+    assert_eq!(judge(true, &whole.replace("data: 2\n\n", "")), None);
+    for wrong in [
+        whole.strip_suffix('\n').unwrap().to_owned(),
+        whole.replace("data: [DONE]\n\n", ""),
+        whole.replace("data: 3\n\n", ""),
+        whole.replace("data: 1\n\n", ""),
+        whole.replacen("data: 2", "data: 4", 1),
+        whole.replacen("data: 2", "event: 2", 1),
+        whole.replacen("\n\n", "\n", 1),
+    ] {
+        assert!(judge(true, &wrong).is_some(), "{wrong:?}");
+    }
+    assert!(judge(false, whole).is_some());
+}
+
+#[tokio::test]
 async fn a_server_that_answers_otherwise_is_found() {
     let ollama = Ollama::start(Config::default()).await.unwrap();
     let table = Table::ollama();
@@ -110,6 +137,7 @@ fn a_table_that_does_not_say_enough_is_refused() {
         good.replace("shape = '{}'", "shape = '{'"),
         good.replace("'json'", "'text'"),
         good.replace("'json'", "'lines'"),
+        good.replace("'json'", "'events'"),
         good.replace("'GET /'", "'GET'"),
         good.replace("name", "nam"),
     ] {

@@ -9,12 +9,12 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use node::{Infer, Inferred, Route, Tenant, Unanswered, Waited};
 use scheduler::Seconds;
-use tokio::task::spawn_blocking;
 
 use super::work;
 use crate::access::Caller;
 use crate::face::Face;
 use crate::failure::Failure;
+use crate::lanes::beside;
 use crate::route::Raw;
 
 /// The name of the node whose answer it is.
@@ -28,8 +28,6 @@ const EXPECTED_WAIT: HeaderName = HeaderName::from_static("omx-expected-wait");
 /// Which of the request's options were changed, and to what.
 const OPTIONS: HeaderName = HeaderName::from_static("omx-options");
 
-/// Of a body: reading it takes milliseconds.
-const LONG: usize = 1 << 20;
 /// Whatever a node promises: a client that is told to come back tomorrow does not.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 
@@ -71,10 +69,10 @@ impl Raw {
             Caller::Anonymous(_) | Caller::Owner { .. } => None,
         };
         let tenant = key.as_ref().map_or(Tenant::ANONYMOUS, |id| Tenant::of_key(id.as_bytes()));
-        let work = work::of(&asked, route, model, inference.chain_key(), tenant);
         let streams = asked.streams.unwrap_or(true) && matches!(route, Route::Generate | Route::Chat);
         let unloads = asked.unloads();
-        drop(asked);
+        let chain_key = inference.chain_key().clone();
+        let work = beside(body.len(), move || work::of(&asked, route, model, &chain_key, tenant)).await?;
         let asked_at = Instant::now();
         let request = Infer { id: self.id, route, work, streams, body, key };
         let answer = match unloads {
@@ -90,12 +88,8 @@ impl Raw {
     }
 }
 
-/// A long body is read beside the threads that serve others.
 async fn read(body: Bytes) -> Result<Asked, Failure> {
-    let read = match body.len() > LONG {
-        true => spawn_blocking(move || Asked::read(&body)).await.map_err(Failure::internal)?,
-        false => Asked::read(&body),
-    };
+    let read = beside(body.len(), move || Asked::read(&body)).await?;
     read.map_err(|error| Failure::bad_request(error.to_string()))
 }
 

@@ -180,3 +180,64 @@ impl std::fmt::Debug for Source {
         f.debug_struct("Source").field("kind", &self.kind).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use scheduler::{Chain, Class, Tenant};
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    /// The agents before these, once each knows its model.
+    async fn before(backends: &[fakes::Ollama], looks: &mut JoinSet<()>) -> (Here, ModelKey) {
+        let here = Here::default();
+        let stand = |backend: &fakes::Ollama| {
+            let at = backend.address().to_string().parse().unwrap();
+            let (stand, task) = Stand::before(Source::ollama(at, NonZeroU16::new(1)));
+            looks.spawn(task);
+            stand
+        };
+        here.set(backends.iter().map(stand).collect());
+        loop {
+            here.refresh().await;
+            let first = here.all()[0].agent.facts().models.first().map(|model| model.key);
+            if let Some(model) = first
+                && here.all().iter().all(|stand| stand.agent.slots(model).is_some())
+            {
+                return (here, model);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_goes_to_the_backend_that_keeps_a_place_for_it_even_where_another_looks_better_by_that() {
+        let backends = [fakes::Config::default(), fakes::Config::default()].map(fakes::Ollama::start);
+        let backends = futures::future::try_join_all(backends).await.unwrap();
+        let mut looks = JoinSet::new();
+        let (here, model) = before(&backends, &mut looks).await;
+        let work = |prompt| Work {
+            model,
+            chain: Chain::default(),
+            prompt,
+            output: 100,
+            context: None,
+            class: Class::Interactive,
+            tenant: Tenant::ANONYMOUS,
+            deadline: None,
+        };
+        let long = Duration::from_secs(60);
+        let mut taken = Vec::new();
+        for prompt in [100, 200] {
+            let chosen = here.find(&work(prompt)).unwrap();
+            chosen.probe(&work(prompt), long).unwrap();
+            let has = |stand: &Stand| stand.agent.has_promised(&work(prompt));
+            taken.push(here.all().iter().position(has).unwrap());
+        }
+        taken.sort_unstable();
+        assert_eq!(taken, [0, 1], "the place kept at one makes the other look better");
+        for prompt in [100, 200] {
+            assert!(here.find_promised(&work(prompt)).unwrap().has_promised(&work(prompt)));
+        }
+        assert!(here.find_promised(&work(300)).is_some(), "one that nobody promised a place goes to the best");
+    }
+}
