@@ -110,6 +110,7 @@ fn word(what: What) -> &'static str {
         What::Sent => "sent",
         What::Failed => "failed",
         What::FirstByte => "first byte",
+        What::Lost => "broke off",
         What::Ended => "ended",
         What::GaveUp => "gave up",
         What::Cancelled => "cancelled",

@@ -3,6 +3,7 @@
 
 mod cancels;
 mod client;
+mod continuation;
 mod enrolled;
 mod routing;
 mod survival;
@@ -10,7 +11,7 @@ mod survival;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use testnet::{Node, Options, Testnet, wait_until};
 use tokio::runtime::Runtime;
 
@@ -58,6 +59,14 @@ impl Mesh {
     /// The node that has no backend of its own.
     pub(crate) fn entry(&self) -> &Node {
         self.testnet.nodes().last().expect("there is one more than fakes")
+    }
+
+    /// Of the last node's `/metrics`.
+    pub(crate) fn figure(&self, name: &str) -> Result<f64> {
+        let api = self.entry().run()?.api;
+        let text = self.runtime.block_on(client::get(api, "/metrics"))?;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.with_context(|| format!("no `{name}` in\n{text}"))?.parse().context("it is a number")
     }
 
     pub(crate) fn ask(&self, body: serde_json::Value) -> Result<client::Said> {

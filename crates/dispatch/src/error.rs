@@ -47,6 +47,12 @@ pub enum Failure {
     Overdue,
     #[error("the deadline has passed")]
     Deadline,
+    /// It was to go on with an answer, and says something else than what the client was told of it.
+    #[error("it contradicts what was told already")]
+    Contradicted,
+    /// It was to go on with an answer, and by its templates or its age it cannot.
+    #[error("it cannot go on with the answer")]
+    Unable(#[source] Cause),
 }
 
 /// Before its first byte a request came to nothing.
@@ -92,6 +98,8 @@ pub struct Cut {
     pub node: NodeId,
     #[source]
     pub why: Failure,
+    /// Why nobody else was asked for the rest, where that is not for want of nodes.
+    pub bound: Option<Cause>,
 }
 
 impl Failure {
@@ -102,7 +110,9 @@ impl Failure {
             Self::Served { .. } => Some(crate::breaker::Failure::Served),
             // Slow nodes are believed less, not barred. The frozen are left until they answer a look, and must not use
             // up the places of those that need barring.
-            Self::Refused(_) | Self::Frozen | Self::Overdue | Self::Deadline => None,
+            Self::Refused(_) | Self::Frozen | Self::Overdue | Self::Deadline | Self::Contradicted | Self::Unable(_) => {
+                None
+            }
         }
     }
 

@@ -17,7 +17,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 use types::{NodeId, RequestId};
 
-use crate::error::{Cut, Failure, Unanswered};
+use crate::error::{Cause, Cut, Failure, Unanswered};
 use crate::state::{Attempt, Desk, Effect, Event, Figures, Sight};
 use crate::task::Task;
 use crate::trace::Trace;
@@ -34,6 +34,7 @@ pub trait Agents: Send + Sync + 'static {
     /// What is sent; opaque here.
     type Request: Send + Sync;
     type Answer: Frames;
+    type Transcript: Transcript;
 
     /// What the work would meet there. The agent holds a place for `hold`, or none where that is nothing.
     fn probe(&self, node: NodeId, work: &Work, hold: Duration)
@@ -52,6 +53,39 @@ pub trait Agents: Send + Sync + 'static {
         work: &Work,
         max_wait: Option<Duration>,
     ) -> impl Future<Output = Result<Self::Answer, Failure>> + Send;
+
+    /// Keeps what the client is told of the answer to it; nothing where its rest is never asked of another node.
+    fn transcript(&self, request: &Self::Request) -> Option<Self::Transcript>;
+
+    /// Sends for the rest of an answer, after [`Transcript::rest`] found that there is one; like [`Self::open`].
+    fn go_on(
+        &self,
+        node: NodeId,
+        request: &Self::Request,
+        transcript: &mut Self::Transcript,
+        work: &Work,
+        max_wait: Option<Duration>,
+    ) -> impl Future<Output = Result<Self::Answer, Failure>> + Send;
+}
+
+/// What a client has been told of one answer.
+pub trait Transcript: Send {
+    /// What of this piece the client is told, maybe nothing.
+    fn tell(&mut self, piece: Bytes) -> Result<Bytes, Failure>;
+
+    /// It was told all.
+    fn is_over(&self) -> bool;
+
+    /// The answer broke off: what is there to do for the rest?
+    fn rest(&mut self) -> Result<Rest, Cause>;
+}
+
+#[derive(Debug)]
+pub enum Rest {
+    /// Somebody has to be asked.
+    Asked,
+    /// Nothing was left but this piece.
+    Over(Bytes),
 }
 
 /// An answer under way.
@@ -61,6 +95,9 @@ pub trait Frames: Send {
     /// The next piece. `None` only where the answer is whole: whatever breaks off is an error. It may be dropped while
     /// it waits, and nothing is lost.
     fn next(&mut self) -> impl Future<Output = Option<Result<Bytes, Failure>>> + Send;
+
+    /// Nobody wants the rest: it is cancelled on its node. Its head stays.
+    fn cancel(&mut self);
 }
 
 /// What is known of the nodes without asking them.
@@ -125,23 +162,28 @@ impl<A: Agents, H: Hosts> Handle<A, H> {
         let mut effect = running.on(Event::Begin);
         loop {
             effect = match effect {
-                Effect::Probe(nodes) => running.probe(nodes).await,
-                Effect::Send { node, max_wait } => match running.send(&payload, node, max_wait).await {
-                    Ok((frames, first)) => {
-                        let sends = running.attempt().sends();
-                        let found_frozen = self.0.found_frozen.subscribe();
-                        return Ok(Answer {
-                            running,
-                            frames,
-                            first: Some(first),
-                            node,
-                            sends,
-                            found_frozen,
-                            is_over: false,
-                        });
+                Effect::Probe(nodes) => running.probe(&nodes).await,
+                Effect::Send { node, max_wait } => {
+                    let work = running.attempt().work(self.0.now());
+                    let opening = begin(&self.0.agents, node, &payload, &work, max_wait);
+                    match running.send(node, opening).await {
+                        Ok((frames, first)) => {
+                            let transcript = streams.then(|| self.0.agents.transcript(&payload)).flatten();
+                            return Ok(Answer {
+                                frames,
+                                first: Some(first),
+                                node,
+                                sends: running.attempt().sends(),
+                                found_frozen: self.0.found_frozen.subscribe(),
+                                payload,
+                                transcript,
+                                next: Next::Read,
+                                running,
+                            });
+                        }
+                        Err(effect) => effect,
                     }
-                    Err(effect) => effect,
-                },
+                }
                 Effect::Fail(error) => {
                     let (node, sends) = (running.attempt().sent_to(), running.attempt().sends());
                     return Err(Unanswered { error, node, sends });
@@ -237,14 +279,14 @@ impl<A: Agents, H: Hosts> Running<A, H> {
         effect
     }
 
-    async fn probe(&mut self, nodes: Vec<(NodeId, Duration)>) -> Effect {
+    async fn probe(&mut self, nodes: &[(NodeId, Duration)]) -> Effect {
         let shared = self.shared.clone();
         let (agents, work) = (&shared.agents, self.attempt().work(shared.now()));
-        let ask = |(node, hold)| {
-            let work = &work;
+        let ask = |(node, hold): &(NodeId, Duration)| {
+            let (work, node, hold) = (&work, *node, *hold);
             async move { (node, agents.probe(node, work, hold).await) }
         };
-        let mut probes: FuturesUnordered<_> = nodes.into_iter().map(ask).collect();
+        let mut probes: FuturesUnordered<_> = nodes.iter().map(ask).collect();
         loop {
             let event = tokio::select! {
                 biased;
@@ -261,15 +303,13 @@ impl<A: Agents, H: Hosts> Running<A, H> {
     /// The answer and its first piece, or what to do instead.
     async fn send(
         &mut self,
-        request: &A::Request,
         node: NodeId,
-        max_wait: Option<Duration>,
+        opening: impl Future<Output = Result<(A::Answer, Bytes), Failure>>,
     ) -> Result<(A::Answer, Bytes), Effect> {
         let shared = self.shared.clone();
         let mut found_frozen = shared.found_frozen.subscribe();
         shared.nudge.notify_one();
-        let work = self.attempt().work(shared.now());
-        let mut opening = pin!(first_piece(&shared.agents, node, request, &work, max_wait));
+        let mut opening = pin!(opening);
         loop {
             let event = tokio::select! {
                 biased;
@@ -293,16 +333,32 @@ impl<A: Agents, H: Hosts> Running<A, H> {
     }
 }
 
-async fn first_piece<A: Agents>(
+async fn begin<A: Agents>(
     agents: &A,
     node: NodeId,
     request: &A::Request,
     work: &Work,
     max_wait: Option<Duration>,
 ) -> Result<(A::Answer, Bytes), Failure> {
-    let mut frames = agents.open(node, request, work, max_wait).await?;
+    // What the client did wrong it is told; what a node cannot do another may.
+    first_piece(agents.open(node, request, work, max_wait).await?, 500).await
+}
+
+/// The same for the rest of an answer: there the client is told of nothing but the rest.
+async fn go_on<A: Agents>(
+    agents: &A,
+    node: NodeId,
+    request: &A::Request,
+    transcript: &mut A::Transcript,
+    work: &Work,
+    max_wait: Option<Duration>,
+) -> Result<(A::Answer, Bytes), Failure> {
+    first_piece(agents.go_on(node, request, transcript, work, max_wait).await?, 400).await
+}
+
+async fn first_piece<F: Frames>(mut frames: F, failed_from: u16) -> Result<(F, Bytes), Failure> {
     let status = frames.status();
-    if status < 500 {
+    if status < failed_from {
         return match frames.next().await {
             Some(first) => Ok((frames, first?)),
             None => Err(Failure::Broken("it ended before it had begun".into())),
@@ -336,17 +392,35 @@ pub struct Answer<A: Agents, H: Hosts> {
     node: NodeId,
     sends: u32,
     found_frozen: watch::Receiver<u64>,
-    is_over: bool,
+    payload: A::Request,
+    transcript: Option<A::Transcript>,
+    next: Next,
+}
+
+/// What [`Answer::next`] has to do. It may be dropped while it waits: what was under way is then done again.
+enum Next {
+    Read,
+    /// The answer broke off, and this comes next on the way to its rest.
+    GoOn(Effect),
+    /// Nothing but this is left of it.
+    Last(Bytes),
+    Nothing,
 }
 
 impl<A: Agents, H: Hosts> Answer<A, H> {
+    /// Who tells it now.
     pub const fn node(&self) -> NodeId {
         self.node
     }
 
-    /// Times the request was sent to some node, this one included.
+    /// Times the request was sent to some node until it began, that node included.
     pub const fn sends(&self) -> u32 {
         self.sends
+    }
+
+    /// Times its rest was asked of another node.
+    pub fn seams(&self) -> u32 {
+        self.running.attempt().seams()
     }
 
     /// Its head is in there; pieces are to be taken from [`Self::next`] alone.
@@ -357,47 +431,135 @@ impl<A: Agents, H: Hosts> Answer<A, H> {
     /// The next piece; `None` at the answer's own end. After an error nothing follows, and the client has to be told of
     /// it. May be dropped while it waits, and nothing is lost.
     pub async fn next(&mut self) -> Option<Result<Bytes, Cut>> {
-        if let Some(first) = self.first.take() {
-            return Some(Ok(first));
-        }
-        if self.is_over {
-            return None;
-        }
-        let read = self.read().await;
-        self.is_over = read.is_err();
-        match read {
-            Ok(piece) => Some(Ok(piece)),
-            Err(Effect::Cut(cut)) => Some(Err(cut)),
-            Err(_) => None,
+        loop {
+            let came = match &self.next {
+                Next::Read => match self.first.take() {
+                    Some(first) => Ok(first),
+                    None => self.read().await,
+                },
+                // Boxed: it is rare, and long.
+                Next::GoOn(_) => match Box::pin(self.go_on()).await {
+                    Ok(first) => Ok(first),
+                    Err(Effect::Cut(cut)) => return self.end(Some(Err(cut))),
+                    Err(_) => return self.end(None),
+                },
+                Next::Last(last) => {
+                    let last = last.clone();
+                    return self.end(Some(Ok(last)));
+                }
+                Next::Nothing => return None,
+            };
+            let event = match came {
+                Ok(piece) => match self.tell(piece) {
+                    Ok(piece) if piece.is_empty() => continue,
+                    Ok(piece) => return Some(Ok(piece)),
+                    Err(failure) => Event::Failed(failure),
+                },
+                Err(event) => event,
+            };
+            match self.ended(event) {
+                Effect::Nothing => {}
+                Effect::Cut(cut) => return self.end(Some(Err(cut))),
+                effect @ (Effect::Probe(_) | Effect::Send { .. }) => self.next = Next::GoOn(effect),
+                _ if matches!(self.next, Next::Last(_)) => {}
+                _ => return self.end(None),
+            }
         }
     }
 
-    async fn read(&mut self) -> Result<Bytes, Effect> {
-        let shared = self.running.shared.clone();
-        let silent = shared.now() + SILENCE_MAX;
+    fn end(&mut self, last: Option<Result<Bytes, Cut>>) -> Option<Result<Bytes, Cut>> {
+        self.next = Next::Nothing;
+        last
+    }
+
+    fn tell(&mut self, piece: Bytes) -> Result<Bytes, Failure> {
+        let Some(transcript) = &mut self.transcript else { return Ok(piece) };
+        let told = transcript.tell(piece)?;
+        if transcript.is_over() && self.seams() > 0 {
+            // Whoever goes on with an answer may have more to say than belonged to it.
+            self.frames.cancel();
+            self.running.on(Event::Ended);
+            self.next = Next::Nothing;
+        }
+        Ok(told)
+    }
+
+    /// The node says nothing more: is there more to be said?
+    fn ended(&mut self, event: Event) -> Effect {
+        let Event::Failed(failure) = event else { return self.running.on(event) };
+        let Some(transcript) = &mut self.transcript else { return self.running.on(Event::Failed(failure)) };
+        if transcript.is_over() {
+            return self.running.on(Event::Ended);
+        }
+        if matches!(failure, Failure::Deadline) {
+            return self.running.on(Event::Failed(failure));
+        }
+        match transcript.rest() {
+            Ok(Rest::Asked) => {
+                // It may have hung: the request must not be with two nodes.
+                self.frames.cancel();
+                self.running.on(Event::Lost(failure))
+            }
+            Ok(Rest::Over(last)) => {
+                self.next = Next::Last(last);
+                self.running.on(Event::Ended)
+            }
+            Err(bound) => match self.running.on(Event::Failed(failure)) {
+                Effect::Cut(cut) => Effect::Cut(Cut { bound: Some(bound), ..cut }),
+                effect => effect,
+            },
+        }
+    }
+
+    /// The first piece of the rest, or what there is instead.
+    async fn go_on(&mut self) -> Result<Bytes, Effect> {
         loop {
-            let wakes = self.running.attempt().wakes().map_or(silent, |wakes| wakes.min(silent));
-            let event = tokio::select! {
-                biased;
-                piece = self.frames.next() => match piece {
-                    Some(Ok(piece)) => {
-                        let now = shared.now();
-                        shared.lock().pulses.heard(self.node, now);
-                        return Ok(piece);
+            let effect = match &self.next {
+                Next::GoOn(Effect::Probe(nodes)) => self.running.probe(nodes).await,
+                Next::GoOn(Effect::Send { node, max_wait }) => {
+                    let (node, max_wait, shared) = (*node, *max_wait, self.running.shared.clone());
+                    let work = self.running.attempt().work(shared.now());
+                    let transcript = self.transcript.as_mut().expect("without one nothing is gone on with");
+                    let opening = go_on(&shared.agents, node, &self.payload, transcript, &work, max_wait);
+                    match self.running.send(node, opening).await {
+                        Ok((frames, first)) => {
+                            (self.frames, self.node, self.next) = (frames, node, Next::Read);
+                            self.found_frozen = shared.found_frozen.subscribe();
+                            return Ok(first);
+                        }
+                        Err(effect) => effect,
                     }
-                    Some(Err(failure)) => Event::Failed(failure),
-                    None => Event::Ended,
-                },
-                () = shared.until_frozen(self.node, &mut self.found_frozen) => Event::Failed(Failure::Frozen),
-                () = shared.sleep_until(Some(wakes)) => match shared.now() >= silent {
-                    true => Event::Failed(Failure::Broken("nothing came any more".into())),
-                    false => Event::Tick,
-                },
+                }
+                _ => return Err(Effect::Nothing),
             };
-            match self.running.on(event) {
-                Effect::Nothing => {}
+            match effect {
+                effect @ (Effect::Probe(_) | Effect::Send { .. }) => self.next = Next::GoOn(effect),
                 effect => return Err(effect),
             }
+        }
+    }
+
+    /// The next piece, or what has become of the answer.
+    async fn read(&mut self) -> Result<Bytes, Event> {
+        let shared = self.running.shared.clone();
+        let silent = shared.now() + SILENCE_MAX;
+        let wakes = self.running.attempt().wakes().map_or(silent, |wakes| wakes.min(silent));
+        tokio::select! {
+            biased;
+            piece = self.frames.next() => match piece {
+                Some(Ok(piece)) => {
+                    let now = shared.now();
+                    shared.lock().pulses.heard(self.node, now);
+                    Ok(piece)
+                }
+                Some(Err(failure)) => Err(Event::Failed(failure)),
+                None => Err(Event::Ended),
+            },
+            () = shared.until_frozen(self.node, &mut self.found_frozen) => Err(Event::Failed(Failure::Frozen)),
+            () = shared.sleep_until(Some(wakes)) => Err(match shared.now() >= silent {
+                true => Event::Failed(Failure::Broken("nothing came any more".into())),
+                false => Event::Tick,
+            }),
         }
     }
 }

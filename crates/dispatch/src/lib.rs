@@ -16,7 +16,7 @@ mod trace;
 
 pub use budget::RETRIES_MAX;
 pub use error::{Cause, Cut, Error, Failure, Refusal, Unanswered};
-pub use handle::{Agents, Answer, Config, Frames, Handle, Hosts, Request, new};
+pub use handle::{Agents, Answer, Config, Frames, Handle, Hosts, Request, Rest, Transcript, new};
 pub use scheduler::{Reason, Why};
 pub use state::Figures;
 pub use task::Task;

@@ -1,7 +1,7 @@
 //! One request on its way through its attempts, as a value: events and the time in, what to do next out.
 //!
-//! Until the client has seen output, a change of node is free for it; after that the answer is that node's or breaks
-//! off in plain sight. At no time is a request with two nodes: what was begun elsewhere is dropped before the next is
+//! Until the client has seen output, a change of node is free for it. After that the rest is asked of another node where
+//! that can be done honestly; else the answer breaks off in plain sight. At no time is a request with two nodes: what was begun elsewhere is dropped before the next is
 //! asked.
 
 use std::time::Duration;
@@ -22,6 +22,8 @@ use crate::trace::{Trace, Traces, What};
 const SENDS_MAX: u32 = 8;
 /// Times that nodes are asked for one request: where all asked ones declined, others are asked.
 const ROUNDS_MAX: u32 = 12;
+/// Times that one answer is gone on with elsewhere. Nodes that keep dying are a greater trouble than this request.
+const SEAMS_MAX: u32 = 8;
 /// A node may take so many times what it promised, and this long at least.
 const OVERDUE: f32 = 3.0;
 const OVERDUE_MIN: Seconds = Seconds::new(2.0);
@@ -55,6 +57,8 @@ pub struct Figures {
     pub unheard: u64,
     /// Came to nothing before the first byte.
     pub failed: u64,
+    /// Times that the rest of an answer was asked of another node.
+    pub seams: u64,
     /// Broke off after it.
     pub cut: u64,
     /// Their clients left.
@@ -87,6 +91,12 @@ struct Course {
     tried: Vec<NodeId>,
     rounds: u32,
     sends: u32,
+    /// How many there may be.
+    sends_max: u32,
+    /// Times the rest was asked for. From the first on nothing can be failed any more, only cut.
+    seams: u32,
+    /// All that are left have been tried, and are tried once more.
+    again: bool,
     /// Whom it was sent to last.
     sent_to: Option<NodeId>,
     retries: u32,
@@ -118,6 +128,8 @@ pub(crate) enum Event {
     },
     /// What was sent, or the answer that is under way, came to nothing.
     Failed(Failure),
+    /// The answer that is under way came to nothing, and the rest of it can be asked of somebody else.
+    Lost(Failure),
     /// The answer's own end.
     Ended,
     /// Time has passed.
@@ -171,6 +183,9 @@ impl Attempt {
             tried: Vec::new(),
             rounds: 0,
             sends: 0,
+            sends_max: SENDS_MAX,
+            seams: 0,
+            again: false,
             sent_to: None,
             retries: 0,
             refused: false,
@@ -189,6 +204,11 @@ impl Attempt {
 
     pub(crate) const fn sends(&self) -> u32 {
         self.course.sends
+    }
+
+    /// Times the rest of the answer was asked for elsewhere.
+    pub(crate) const fn seams(&self) -> u32 {
+        self.course.seams
     }
 
     pub(crate) const fn sent_to(&self) -> Option<NodeId> {
@@ -233,6 +253,7 @@ impl Attempt {
             (Stage::Waiting { on, .. }, Event::Failed(failure)) => step.failed(on.node, failure),
             (Stage::Waiting { on, since, overdue: Some(end) }, Event::Tick) if now >= end => step.overdue(on, since),
             (Stage::Streaming { on }, Event::Failed(why)) => step.cut(on, why),
+            (Stage::Streaming { on }, Event::Lost(why)) => step.go_on(on, why),
             (Stage::Streaming { on }, Event::Ended) => step.ended(on),
             // The clock struck for somebody else.
             (stage, Event::Tick) => (stage, Effect::Nothing),
@@ -263,13 +284,19 @@ impl Step<'_, '_> {
     /// Asks whoever may be good, or gives up.
     fn ask(&mut self) -> Next {
         self.course.rounds += 1;
-        if self.course.rounds > ROUNDS_MAX || self.course.sends >= SENDS_MAX {
+        if self.course.rounds > ROUNDS_MAX || self.course.sends >= self.course.sends_max {
             return self.give_up();
         }
         if let Some(choice) = self.known() {
             return self.send(choice);
         }
-        let asked = self.candidates();
+        let mut asked = self.candidates();
+        if asked.is_empty() && self.course.seams > 0 && !self.course.again {
+            // A runner that died is back in a moment, and nobody else has the model.
+            self.course.again = true;
+            self.course.tried.clear();
+            asked = self.candidates();
+        }
         if asked.is_empty() {
             return self.give_up();
         }
@@ -285,7 +312,7 @@ impl Step<'_, '_> {
 
     /// Where it goes without asking anybody, at the first attempt.
     fn known(&mut self) -> Option<Choice> {
-        let turn = self.turn().filter(|_| self.course.rounds == 1)?;
+        let turn = self.turn().filter(|_| self.course.rounds == 1 && self.course.seams == 0)?;
         let Sight { desk, fleet, now } = &*self.sight;
         let is_left = desk.pulses.is_frozen(turn.node) || !desk.breakers.admits(self.work.model, turn.node, *now);
         fleet.get(turn.node).filter(|_| !is_left).and_then(|host| choose_known(self.work, host, turn, *now))
@@ -414,7 +441,8 @@ impl Step<'_, '_> {
             self.course.tried.retain(|tried| *tried != node);
         }
         self.leave(node, failure);
-        if costs {
+        // What goes on with an answer that has begun is work that was paid for: it has bounds of its own.
+        if costs && self.course.seams == 0 {
             let now = self.sight.now;
             if !self.sight.desk.budget.spend(self.course.retries, now, self.deadline) {
                 return self.give_up();
@@ -435,12 +463,17 @@ impl Step<'_, '_> {
                 && !desk.pulses.is_frozen(node)
                 && desk.breakers.admits(model, node, *now)
         };
-        let is_free = fleet.hosts().iter().any(|host| is_free(host.node)) && self.course.sends < SENDS_MAX;
-        if !is_free || !desk.budget.spend(self.course.retries, *now, self.deadline) {
+        let is_free = fleet.hosts().iter().any(|host| is_free(host.node)) && self.course.sends < self.course.sends_max;
+        if !is_free {
             return stays;
         }
-        self.course.retries += 1;
-        desk.figures.retries += 1;
+        if self.course.seams == 0 {
+            if !desk.budget.spend(self.course.retries, *now, self.deadline) {
+                return stays;
+            }
+            self.course.retries += 1;
+            desk.figures.retries += 1;
+        }
         if self.streams {
             fleet.observed(on.node, on.promised.ttft(), now.since(since));
         }
@@ -458,10 +491,7 @@ impl Step<'_, '_> {
 
     /// This request is through with the node, for that reason.
     fn leave(&mut self, node: NodeId, failure: Failure) {
-        let Sight { desk, fleet, now } = &mut *self.sight;
-        if let Some(blame) = failure.blame() {
-            desk.breakers.failed(self.work.model, node, blame, fleet.len(), *now);
-        }
+        self.blame(node, &failure);
         if let Failure::Refused(Refusal::Full { wait }) = failure {
             self.course.busy = Some(self.course.busy.map_or(wait, |busy| busy.min(wait)));
         }
@@ -474,6 +504,11 @@ impl Step<'_, '_> {
 
     fn give_up(&mut self) -> Next {
         let sent = self.course.sends;
+        if self.course.seams > 0
+            && let Some((node, why)) = self.course.last.take()
+        {
+            return self.broken_off(Cut { node, why, bound: None });
+        }
         let error = match (self.course.last.take(), self.course.busy) {
             (Some((node, Failure::Served { status, body })), _) => Error::Served { node, status, body },
             (_, Some(retry_after)) => Error::Busy { retry_after },
@@ -491,6 +526,11 @@ impl Step<'_, '_> {
     fn late(&mut self, stage: &Stage) -> Next {
         match stage {
             Stage::Streaming { on } => self.cut(*on, Failure::Deadline),
+            Stage::Waiting { on, .. } if self.course.seams > 0 => self.cut_waiting(on.node, Failure::Deadline),
+            Stage::Probing { .. } if self.course.seams > 0 => {
+                let node = self.course.sent_to.expect("the answer has begun on some node");
+                self.broken_off(Cut { node, why: Failure::Deadline, bound: None })
+            }
             Stage::Choosing | Stage::Probing { .. } | Stage::Waiting { .. } | Stage::Done => {
                 if let Stage::Waiting { on, .. } = stage {
                     self.release(on.node, false);
@@ -501,15 +541,49 @@ impl Step<'_, '_> {
         }
     }
 
+    /// The client has seen some of it, and the rest is asked of somebody else.
+    fn go_on(&mut self, node: NodeId, why: Failure) -> Next {
+        if self.course.seams == SEAMS_MAX {
+            return self.cut(node, why);
+        }
+        self.blame(node, &why);
+        self.release(node, true);
+        self.note(What::Lost { node, why: text(&why) });
+        self.sight.desk.figures.seams += 1;
+        let Course { tried, rounds, sends, sends_max, seams, again, refused, busy, last, .. } = &mut *self.course;
+        (*rounds, *sends_max, *refused, *busy, *again) = (0, *sends + SENDS_MAX, false, None, false);
+        *seams += 1;
+        tried.clear();
+        // Who only said something else is as good as any.
+        if !matches!(why, Failure::Contradicted) {
+            tried.push(node);
+        }
+        *last = Some((node, why));
+        self.ask()
+    }
+
     fn cut(&mut self, node: NodeId, why: Failure) -> Next {
+        self.blame(node, &why);
+        self.release(node, true);
+        self.broken_off(Cut { node, why, bound: None })
+    }
+
+    /// It was to go on there.
+    fn cut_waiting(&mut self, node: NodeId, why: Failure) -> Next {
+        self.release(node, false);
+        self.broken_off(Cut { node, why, bound: None })
+    }
+
+    fn broken_off(&mut self, cut: Cut) -> Next {
+        self.note(What::GaveUp { why: text(&cut) });
+        self.close(Effect::Cut(cut))
+    }
+
+    fn blame(&mut self, node: NodeId, why: &Failure) {
         let Sight { desk, fleet, now } = &mut *self.sight;
         if let Some(blame) = why.blame() {
             desk.breakers.failed(self.work.model, node, blame, fleet.len(), *now);
         }
-        self.release(node, true);
-        let cut = Cut { node, why };
-        self.note(What::GaveUp { why: text(&cut) });
-        self.close(Effect::Cut(cut))
     }
 
     fn ended(&mut self, node: NodeId) -> Next {

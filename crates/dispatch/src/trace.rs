@@ -62,6 +62,11 @@ pub enum What {
     FirstByte {
         node: NodeId,
     },
+    /// It broke off there after its first byte, and the rest is asked of another node.
+    Lost {
+        node: NodeId,
+        why: String,
+    },
     Ended,
     /// Told to the client, before or after the first byte.
     GaveUp {

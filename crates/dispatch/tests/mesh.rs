@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dispatch::{Answer, Config, Cut, Error, Failure, Handle, Request, What};
-use fake::{Health, MODEL, Mesh, Net, SHAPE, Shape, View, node};
+use fake::{Health, Kept, MODEL, Mesh, Net, SHAPE, Shape, View, node};
 use scheduler::{Chain, Class, Dice, ModelKey, Seconds, Tenant, Work};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -24,9 +24,15 @@ struct Stand {
     _tasks: JoinSet<()>,
 }
 
+/// Answers that break off are lost.
 fn stand(shapes: impl IntoIterator<Item = Shape>, seed: u64) -> Stand {
+    stand_that_keeps(Kept::Nothing, shapes, seed)
+}
+
+fn stand_that_keeps(kept: Kept, shapes: impl IntoIterator<Item = Shape>, seed: u64) -> Stand {
     let mesh = Mesh::new(shapes);
-    let (gateway, task) = dispatch::new(Config { own: None, seed }, Net(mesh.clone()), View(mesh.clone()));
+    let net = Net { mesh: mesh.clone(), kept };
+    let (gateway, task) = dispatch::new(Config { own: None, seed }, net, View(mesh.clone()));
     let mut tasks = JoinSet::new();
     tasks.spawn(task.run());
     Stand { mesh, gateway, _tasks: tasks }
@@ -145,6 +151,94 @@ async fn an_answer_that_breaks_off_never_looks_like_a_whole_one() {
         assert!(answer.next().await.is_none() && gateway.running() == 0);
         assert_eq!(mesh.books().taken, 1, "what was shown to a client is not run again");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_whose_node_dies_or_hangs_goes_on_at_another_one() {
+    for kept in [Kept::Told, Kept::Contradicted] {
+        for ill in [Health::Dead, Health::Frozen] {
+            let Stand { mesh, gateway, _tasks } = stand_that_keeps(kept, two(), 1);
+            let mut answer = gateway.run(request(1)).await.unwrap();
+            for count in 0..5 {
+                assert_eq!(answer.next().await.unwrap().unwrap(), format!("{} {count}", node(1)));
+            }
+            mesh.make(1, ill);
+            let begun = Instant::now();
+            for count in 5..20 {
+                assert_eq!(answer.next().await.unwrap().unwrap(), format!("{} {count}", node(2)));
+                assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+            }
+            assert!(answer.next().await.is_none() && gateway.running() == 0 && mesh.active() == 0);
+            let seams = if kept == Kept::Told { 1 } else { 2 };
+            assert_eq!((answer.node(), answer.seams(), gateway.figures().seams), (node(2), seams, seams.into()));
+            assert_eq!((gateway.figures().cut, gateway.figures().retries), (0, 0));
+            drop(answer);
+            let trace = gateway.trace(request(1).id).unwrap();
+            let lost = trace.steps.iter().filter(|step| matches!(step.what, What::Lost { .. })).count();
+            assert!(lost == seams as usize && matches!(trace.steps.last().unwrap().what, What::Ended));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_nobody_else_is_left_the_node_itself_may_be_back() {
+    let Stand { mesh, gateway, _tasks } = stand_that_keeps(Kept::Told, [SHAPE], 1);
+    let mut answer = gateway.run(request(1)).await.unwrap();
+    answer.next().await.unwrap().unwrap();
+    mesh.crash(1);
+    assert_eq!(answer.next().await.unwrap().unwrap(), format!("{} 1", node(1)));
+    mesh.make(1, Health::Dead);
+    let cut = answer.next().await.unwrap().unwrap_err();
+    assert!(cut.node == node(1) && answer.next().await.is_none(), "{cut:?}");
+    assert_eq!((mesh.active(), gateway.running(), gateway.figures().cut), (0, 0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_gone_on_with_honestly_is_cut_and_says_why() {
+    let Stand { mesh, gateway, _tasks } = stand_that_keeps(Kept::Bound, two(), 1);
+    let mut answer = gateway.run(request(1)).await.unwrap();
+    answer.next().await.unwrap().unwrap();
+    mesh.make(1, Health::Dead);
+    let cut = answer.next().await.unwrap().unwrap_err();
+    assert_eq!(cut.bound.unwrap().to_string(), "it is half a JSON");
+    assert!(answer.next().await.is_none());
+    assert_eq!(mesh.books().taken, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_ends_an_answer_that_is_on_its_way_to_another_node() {
+    let Stand { mesh, gateway, _tasks } = stand_that_keeps(Kept::Told, two(), 1);
+    let mut request = request(1);
+    request.work.deadline = Some(Duration::from_secs(2));
+    let mut answer = gateway.run(request).await.unwrap();
+    answer.next().await.unwrap().unwrap();
+    mesh.make(2, Health::Frozen);
+    mesh.make(1, Health::Dead);
+    let cut = answer.next().await.unwrap().unwrap_err();
+    assert!(matches!(cut.why, Failure::Deadline), "{cut:?}");
+    assert!(answer.next().await.is_none());
+    drop(answer);
+    assert_eq!((mesh.active(), gateway.running()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_stops_waiting_for_the_rest_finds_it_where_it_was() {
+    let Stand { mesh, gateway, _tasks } = stand_that_keeps(Kept::Told, two(), 1);
+    let mut answer = gateway.run(request(1)).await.unwrap();
+    answer.next().await.unwrap().unwrap();
+    mesh.make(1, Health::Dead);
+    let mut pieces = 1;
+    while pieces < 20 {
+        // Shorter than a question to a node, or a prompt that is read there.
+        match timeout(Duration::from_millis(pieces * 37 % 500), answer.next()).await {
+            Ok(piece) => assert_eq!(piece.unwrap().unwrap(), format!("{} {pieces}", node(2))),
+            Err(_) => {
+                timeout(Duration::from_secs(9), answer.next()).await.unwrap().unwrap().unwrap();
+            }
+        }
+        pieces += 1;
+    }
+    assert!(answer.next().await.is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -281,19 +375,48 @@ async fn plague(mesh: Arc<Mesh>, nodes: u8, seed: u64) {
     }
 }
 
+fn unequal(nodes: u8) -> impl Iterator<Item = Shape> {
+    (0..u32::from(nodes)).map(|at| Shape {
+        slots: 1 + (at % 4) as u16,
+        prefill: Duration::from_millis(50 + u64::from(at) * 20),
+        step: Duration::from_millis(5 + u64::from(at) * 5),
+        ..SHAPE
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_answers_over_nodes_that_die_hang_and_fail_are_all_told_to_their_end() {
+    const REQUESTS: u64 = 1000;
+    const CLIENTS: u64 = 20;
+    for seed in 1..=5 {
+        let Stand { mesh, gateway, mut _tasks } = stand_that_keeps(Kept::Told, unequal(8), seed);
+        _tasks.spawn(plague(mesh.clone(), 8, seed));
+        let mut clients = JoinSet::new();
+        for client in 0..CLIENTS {
+            let gateway = gateway.clone();
+            clients.spawn(async move {
+                for id in (client..REQUESTS).step_by(CLIENTS as usize) {
+                    let answer = gateway.run(request(id)).await;
+                    let answer = answer.unwrap_or_else(|error| panic!("seed {seed}: {id} was lost: {error:?}"));
+                    assert_eq!(read(answer).await.unwrap(), 20, "seed {seed}: {id}");
+                }
+            });
+        }
+        clients.join_all().await;
+        let figures = gateway.figures();
+        assert!(figures.seams > 0 && figures.seams < 200, "seed {seed}: {figures:?}");
+        assert_eq!((figures.failed, figures.cut, figures.cancelled), (0, 0, 0), "seed {seed}");
+        assert_eq!((mesh.active(), gateway.running()), (0, 0));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_thousand_requests_over_nodes_that_die_hang_and_fail() {
     const REQUESTS: u64 = 1000;
     const CLIENTS: u64 = 20;
     const NODES: u8 = 8;
     for seed in 1..=5 {
-        let shapes = (0..u32::from(NODES)).map(|at| Shape {
-            slots: 1 + (at % 4) as u16,
-            prefill: Duration::from_millis(50 + u64::from(at) * 20),
-            step: Duration::from_millis(5 + u64::from(at) * 5),
-            ..SHAPE
-        });
-        let Stand { mesh, gateway, mut _tasks } = stand(shapes, seed);
+        let Stand { mesh, gateway, mut _tasks } = stand(unequal(NODES), seed);
         _tasks.spawn(plague(mesh.clone(), NODES, seed));
         let mut clients = JoinSet::new();
         for client in 0..CLIENTS {

@@ -129,6 +129,7 @@ impl Metrics {
             ("infer_unasked", "Of these, the ones sent without asking first", dispatched.unasked),
             ("infer_unheard", "Times no node answered in time when asked", dispatched.unheard),
             ("infer_failed", "Came to nothing before the first byte", dispatched.failed),
+            ("infer_continued", "Times the rest of an answer was asked of another node", dispatched.seams),
             ("infer_cut", "Broke off after the first byte", dispatched.cut),
             ("infer_cancelled", "Left by their clients", dispatched.cancelled),
         ];

@@ -2,7 +2,7 @@
 //! OpenAPI document are all made from these, so that none of them can say something else.
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, ready};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,11 +10,11 @@ use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequestParts, Query, RawPathParams};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Method, Request, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use futures::future::BoxFuture;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use node::{Actor, Api, Consistency};
+use node::{Actor, Api, Consistency, Failover};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -110,6 +110,20 @@ pub(crate) struct Raw {
     pub(crate) uri: Uri,
     pub(crate) body: Bytes,
     pub(crate) path: Vec<(String, String)>,
+    pub(crate) failover: Failover,
+}
+
+/// What becomes of an answer whose node dies.
+const FAILOVER: &str = "omx-failover";
+
+fn failover(headers: &HeaderMap) -> Result<Failover, Failure> {
+    match headers.get(FAILOVER).map(HeaderValue::as_bytes) {
+        None => Ok(Failover::default()),
+        Some(b"continue") => Ok(Failover::Continue),
+        Some(b"restart") => Ok(Failover::Restart),
+        Some(b"error") => Ok(Failover::Error),
+        Some(_) => Err(Failure::bad_request("the header `omx-failover` is `continue`, `restart` or `error`")),
+    }
 }
 
 /// A request whose sender may ask it.
@@ -241,8 +255,12 @@ impl Route {
     {
         let of = method.clone();
         let run = move |asked: Asked| -> BoxFuture<'static, _> {
-            let Asked { face, id, caller, uri, body, path, .. } = asked;
-            Box::pin(run(Raw { face, id, caller, method: of.clone(), uri, body, path }))
+            let Asked { face, id, caller, uri, headers, body, path, .. } = asked;
+            let failover = match failover(&headers) {
+                Ok(failover) => failover,
+                Err(failure) => return Box::pin(ready(Err(failure))),
+            };
+            Box::pin(run(Raw { face, id, caller, method: of.clone(), uri, body, path, failover }))
         };
         Self {
             body_max: if method == Method::GET { 0 } else { OLLAMA_BODY_MAX },

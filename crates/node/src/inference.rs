@@ -9,6 +9,7 @@ mod here;
 mod hosts;
 mod lists;
 mod spread;
+mod telling;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use here::{Here, Stand};
 use hosts::Hosts;
 use lists::Lists;
 
+pub use agents::Failover;
 pub(crate) use here::Source;
 pub use lists::{List, NotShown};
 
@@ -63,6 +65,8 @@ pub struct Infer {
     pub body: Bytes,
     /// The id of the key it came by.
     pub key: Option<String>,
+    /// What becomes of it where its node dies after the first byte.
+    pub failover: Failover,
 }
 
 /// For `/metrics`, each read just now.
@@ -169,8 +173,8 @@ impl Inference {
     }
 
     async fn dispatch(&self, request: Infer) -> Result<Inferred, Unanswered> {
-        let Infer { id, route, work, streams, body, key } = request;
-        let request = dispatch::Request { id, work, streams, payload: Payload { route, body, key } };
+        let Infer { id, route, work, streams, body, key, failover } = request;
+        let request = dispatch::Request { id, work, streams, payload: Payload { route, body, key, failover } };
         Ok(Inferred(self.0.dispatcher.run(request).await?))
     }
 
@@ -195,7 +199,12 @@ impl Inference {
     /// The same for a request that asks for nothing but that the model be unloaded: each node that has it loaded is asked,
     /// and one of them answers.
     pub async fn unload(&self, request: Infer) -> Result<Inferred, Unanswered> {
-        let payload = Payload { route: request.route, body: request.body.clone(), key: request.key.clone() };
+        let payload = Payload {
+            route: request.route,
+            body: request.body.clone(),
+            key: request.key.clone(),
+            failover: request.failover,
+        };
         let asked = self.0.hosts.loaded(request.work.model).into_iter().map(async |node| {
             let answer = self.0.agents.open(node, &payload, &request.work, None).await;
             let Ok(mut answer) = answer else { return };
@@ -283,6 +292,11 @@ impl Inference {
 impl Inferred {
     pub fn node(&self) -> NodeId {
         self.0.node()
+    }
+
+    /// Times its rest was asked of another node, so far.
+    pub fn seams(&self) -> u32 {
+        self.0.seams()
     }
 
     /// Times it was sent to some node.

@@ -30,7 +30,7 @@ pub use cluster::{End, JoinError, ParseTokenError};
 pub use dispatch::{Error as InferError, Reason, Trace, Unanswered, What, Why};
 pub use engine::keeper::Program;
 pub use folder::{Error as FolderError, Folder, RunInfo};
-pub use inference::{Infer, InferFigures, Inference, Inferred, List, NotShown};
+pub use inference::{Failover, Infer, InferFigures, Inference, Inferred, List, NotShown};
 pub use models::upstream::Error as UpstreamError;
 pub use models::{Error as ModelError, HolderState, Imported, Verified, chain};
 pub use ollama::compose::Texts;

@@ -146,7 +146,7 @@ fn before_the_first_byte_another_node_takes_over_and_after_it_the_answer_is_cut(
     let (attempt, _) = table.promised(again, &[(1, 5.0)]);
     let (attempt, _) = table.on(attempt, Event::FirstByte { well: true });
     let (_, effect) = table.on(attempt, Event::Failed(broken()));
-    let Effect::Cut(Cut { node: cut, why: Failure::Broken(_) }) = effect else { panic!("{effect:?}") };
+    let Effect::Cut(Cut { node: cut, why: Failure::Broken(_), .. }) = effect else { panic!("{effect:?}") };
     assert!(cut == node(1) && table.desk.pulses.is_empty());
 }
 

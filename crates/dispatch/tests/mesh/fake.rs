@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dispatch::{Agents, Failure, Frames, Hosts, Refusal};
+use dispatch::{Agents, Cause, Failure, Frames, Hosts, Refusal, Rest, Transcript};
 use scheduler::{Estimate, Facts, Fleet, ModelKey, Moment, Promise, Seconds, Work};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -39,6 +39,8 @@ pub(crate) struct Shape {
 pub(crate) struct Node {
     pub(crate) shape: Shape,
     health: watch::Sender<Health>,
+    /// How often what runs its models has died.
+    crashes: watch::Sender<u32>,
     slots: Semaphore,
     /// Held by whoever waits in the queue.
     inside: Mutex<usize>,
@@ -94,7 +96,13 @@ impl Mesh {
             let slots = Semaphore::new(shape.slots.into());
             nodes.insert(
                 node(id),
-                Node { shape, health: watch::Sender::new(Health::Well), slots, inside: Mutex::new(0) },
+                Node {
+                    shape,
+                    health: watch::Sender::new(Health::Well),
+                    crashes: watch::Sender::new(0),
+                    slots,
+                    inside: Mutex::new(0),
+                },
             );
         }
         Arc::new(Self { nodes, fleet: Mutex::new(fleet), books: Mutex::default() })
@@ -102,6 +110,11 @@ impl Mesh {
 
     pub(crate) fn make(&self, id: u8, health: Health) {
         self.nodes[&node(id)].health.send_replace(health);
+    }
+
+    /// What it runs is lost; it takes new requests at once.
+    pub(crate) fn crash(&self, id: u8) {
+        self.nodes[&node(id)].crashes.send_modify(|crashes| *crashes += 1);
     }
 
     pub(crate) fn health(&self, id: u8) -> Health {
@@ -140,8 +153,12 @@ impl Node {
         if health == Health::Dead { Err(Failure::Unreachable("connection refused".into())) } else { Ok(()) }
     }
 
-    async fn until_dead(&self) -> Failure {
-        self.health.subscribe().wait_for(|health| *health == Health::Dead).await.unwrap();
+    async fn until_lost(&self, crashes: u32) -> Failure {
+        let (mut health, mut now) = (self.health.subscribe(), self.crashes.subscribe());
+        tokio::select! {
+            dead = health.wait_for(|health| *health == Health::Dead) => drop(dead.unwrap()),
+            crashed = now.wait_for(|now| *now != crashes) => drop(crashed.unwrap()),
+        }
         Failure::Broken("connection reset".into())
     }
 
@@ -174,21 +191,70 @@ impl Drop for Visit {
 }
 
 pub(crate) struct Stream {
-    visit: Visit,
+    visit: Option<Visit>,
     status: u16,
+    /// Of its node, when it began.
+    crashes: u32,
     said: u32,
+    /// It has not said its first piece of a rest.
+    goes_on: bool,
     due: Instant,
 }
 
 #[derive(Debug, Clone)]
-pub(crate) struct Net(pub(crate) Arc<Mesh>);
+pub(crate) struct Net {
+    pub(crate) mesh: Arc<Mesh>,
+    pub(crate) kept: Kept,
+}
+
+/// What can be made of an answer that broke off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kept {
+    Nothing,
+    /// Its rest can be asked for.
+    Told,
+    /// So it was said, but it cannot.
+    Bound,
+    /// The first node that goes on says something else.
+    Contradicted,
+}
+
+/// Counts what the client was told.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pieces: u32,
+    kept: Kept,
+    is_over: bool,
+}
+
+impl Transcript for Told {
+    fn tell(&mut self, piece: Bytes) -> Result<Bytes, Failure> {
+        if self.kept == Kept::Contradicted && self.pieces > 0 && piece.ends_with(b" again") {
+            self.kept = Kept::Told;
+            return Err(Failure::Contradicted);
+        }
+        let piece = piece.strip_suffix(b" again").map_or(piece.clone(), Bytes::copy_from_slice);
+        self.pieces += 1;
+        self.is_over = self.pieces == SHAPE.tokens;
+        Ok(piece)
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_over
+    }
+
+    fn rest(&mut self) -> Result<Rest, Cause> {
+        if self.kept == Kept::Bound { Err("it is half a JSON".into()) } else { Ok(Rest::Asked) }
+    }
+}
 
 impl Agents for Net {
     type Request = u64;
     type Answer = Stream;
+    type Transcript = Told;
 
     async fn probe(&self, node: NodeId, _: &Work, _: Duration) -> Result<Promise, Failure> {
-        let node = &self.0.nodes[&node];
+        let node = &self.mesh.nodes[&node];
         node.answers().await?;
         let promise = node.promise();
         if *node.inside.lock().unwrap() >= usize::from(node.shape.slots) + node.shape.queue_max {
@@ -198,11 +264,29 @@ impl Agents for Net {
     }
 
     async fn look(&self, node: NodeId) -> bool {
-        self.0.nodes[&node].answers().await.is_ok()
+        self.mesh.nodes[&node].answers().await.is_ok()
+    }
+
+    fn transcript(&self, _: &u64) -> Option<Told> {
+        (self.kept != Kept::Nothing).then_some(Told { pieces: 0, kept: self.kept, is_over: false })
+    }
+
+    async fn go_on(
+        &self,
+        node: NodeId,
+        request: &u64,
+        told: &mut Told,
+        work: &Work,
+        max_wait: Option<Duration>,
+    ) -> Result<Stream, Failure> {
+        let mut stream = self.open(node, request, work, max_wait).await?;
+        stream.said = told.pieces;
+        stream.goes_on = true;
+        Ok(stream)
     }
 
     async fn open(&self, id: NodeId, request: &u64, _: &Work, max_wait: Option<Duration>) -> Result<Stream, Failure> {
-        let node = &self.0.nodes[&id];
+        let node = &self.mesh.nodes[&id];
         if *node.health.borrow() == Health::Dead {
             return Err(Failure::Unreachable("connection refused".into()));
         }
@@ -210,8 +294,9 @@ impl Agents for Net {
         if max_wait.is_some_and(|max| honest.estimate.wait > max.into()) {
             return Err(Failure::Refused(Refusal::Wait(honest)));
         }
-        self.0.books().taken += 1;
-        let visit = Visit::new(&self.0, id, *request);
+        self.mesh.books().taken += 1;
+        let visit = Visit::new(&self.mesh, id, *request);
+        let crashes = *node.crashes.borrow();
         let start = async {
             node.until_thawed().await;
             if *node.health.borrow() == Health::Failing {
@@ -223,14 +308,14 @@ impl Agents for Net {
         };
         let status = tokio::select! {
             biased;
-            failure = node.until_dead() => return Err(failure),
+            failure = node.until_lost(crashes) => return Err(failure),
             status = start => status,
         };
-        let mut stream = Stream { visit, status, said: 0, due: Instant::now() };
+        let mut stream = Stream { visit: Some(visit), status, crashes, said: 0, goes_on: false, due: Instant::now() };
         if status == 200 {
             tokio::select! {
                 biased;
-                failure = node.until_dead() => return Err(failure),
+                failure = node.until_lost(crashes) => return Err(failure),
                 () = async { sleep(node.shape.prefill).await; node.until_thawed().await } => {}
             }
             stream.due = Instant::now();
@@ -241,9 +326,7 @@ impl Agents for Net {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if self.status == 200 {
-            self.visit.mesh.nodes[&self.visit.node].slots.add_permits(1);
-        }
+        self.cancel();
     }
 }
 
@@ -254,25 +337,35 @@ impl Frames for Stream {
 
     /// Numbered tokens, each with its node's number.
     async fn next(&mut self) -> Option<Result<Bytes, Failure>> {
-        let node = &self.visit.mesh.nodes[&self.visit.node];
+        let visit = self.visit.as_ref().expect("nobody reads what was cancelled");
+        let node = &visit.mesh.nodes[&visit.node];
         if self.status != 200 {
             self.said += 1;
             return (self.said == 1).then(|| Ok(Bytes::from_static(b"out of memory")));
         }
         tokio::select! {
             biased;
-            failure = node.until_dead() => return Some(Err(failure)),
+            failure = node.until_lost(self.crashes) => return Some(Err(failure)),
             () = async { sleep_until(self.due).await; node.until_thawed().await } => {}
         }
-        let mut books = self.visit.mesh.books();
+        let mut books = visit.mesh.books();
         if self.said == node.shape.tokens {
-            *books.whole.entry(self.visit.request).or_default() += 1;
+            *books.whole.entry(visit.request).or_default() += 1;
             return None;
         }
         books.pieces += 1;
         self.due = Instant::now() + node.shape.step;
         self.said += 1;
-        Some(Ok(Bytes::from(format!("{} {}", self.visit.node, self.said - 1))))
+        let again = if std::mem::take(&mut self.goes_on) { " again" } else { "" };
+        Some(Ok(Bytes::from(format!("{} {}{again}", visit.node, self.said - 1))))
+    }
+
+    fn cancel(&mut self) {
+        if let Some(visit) = self.visit.take()
+            && self.status == 200
+        {
+            visit.mesh.nodes[&visit.node].slots.add_permits(1);
+        }
     }
 }
 

@@ -117,6 +117,7 @@ fn what(api: &Api, what: &What) -> wire::Step {
         },
         What::Failed { node, why } => wire::Step { why: Some(why.clone()), ..step(wire::What::Failed, Some(node)) },
         What::FirstByte { node } => step(wire::What::FirstByte, Some(node)),
+        What::Lost { node, why } => wire::Step { why: Some(why.clone()), ..step(wire::What::Lost, Some(node)) },
         What::Ended => step(wire::What::Ended, None),
         What::GaveUp { why } => wire::Step { why: Some(why.clone()), ..step(wire::What::GaveUp, None) },
         What::Cancelled => step(wire::What::Cancelled, None),

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use ::ollama::{Asked, ModelName, seen};
 use axum::body::{Body, Bytes};
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::Response;
+use http_body_util::StreamBody;
+use hyper::body::Frame;
 use node::{Infer, Inferred, Route, Tenant, Unanswered, Waited};
 use scheduler::Seconds;
 
@@ -21,6 +23,8 @@ use crate::route::Raw;
 const NODE: HeaderName = HeaderName::from_static("omx-node");
 /// How many nodes the request was sent to, this one included.
 const ATTEMPTS: HeaderName = HeaderName::from_static("omx-attempts");
+/// How many times its rest was asked of another node. Known at its end only, and so in its trailer.
+const CONTINUED: HeaderName = HeaderName::from_static("omx-continued");
 /// Where it waited when it came, 1 being next.
 const QUEUE_PLACE: HeaderName = HeaderName::from_static("omx-queue-place");
 /// And how long that would take, or where it was refused, would have: in seconds.
@@ -74,7 +78,7 @@ impl Raw {
         let chain_key = inference.chain_key().clone();
         let work = beside(body.len(), move || work::of(&asked, route, model, &chain_key, tenant)).await?;
         let asked_at = Instant::now();
-        let request = Infer { id: self.id, route, work, streams, body, key };
+        let request = Infer { id: self.id, route, work, streams, body, key, failover: self.failover };
         let answer = match unloads {
             true => inference.unload(request).await,
             false => inference.run(request).await,
@@ -179,6 +183,9 @@ async fn told(face: &Arc<Face>, mut answer: Inferred) -> Result<Response, Failur
     headers.insert(header::CONTENT_TYPE, kind);
     headers.insert(NODE, name_of(&node));
     headers.insert(ATTEMPTS, HeaderValue::from(attempts));
+    if is_lines {
+        headers.insert(header::TRAILER, HeaderValue::from_name(CONTINUED));
+    }
     if let Some(context) = raised {
         headers.insert(OPTIONS, HeaderValue::try_from(format!("num_ctx={context}")).expect("it is a number"));
     }
@@ -241,27 +248,34 @@ fn pieces(face: Arc<Face>, answer: Inferred, node: String, begun: Vec<u8>, is_li
     let pieces = futures::stream::unfold(begun, move |state| async move {
         let (face, mut answer, node, begun, last) = state?;
         if !begun.is_empty() {
-            return Some((Ok(begun), Some((face, answer, node, Bytes::new(), last))));
+            return Some((Ok(Frame::data(begun)), Some((face, answer, node, Bytes::new(), last))));
         }
         match answer.next().await {
-            Some(Ok(piece)) => Some((Ok(piece.clone()), Some((face, answer, node, begun, piece)))),
+            Some(Ok(piece)) => Some((Ok(Frame::data(piece.clone())), Some((face, answer, node, begun, piece)))),
             None => {
                 counted(&face, &last);
-                None
+                is_lines.then(|| (Ok(Frame::trailers(continued(&answer))), None))
             }
             Some(Err(cut)) => {
-                tracing::warn!(node, why = %cut.why, "an answer broke off");
+                let node = face.api().name_of(cut.node);
+                let bound = cut.bound.as_ref().map(|bound| format!(", and nobody else goes on with it: {bound}"));
+                tracing::warn!(%node, why = crate::failure::chain(&cut), "an answer broke off");
                 if !is_lines {
                     return Some((Err(cut), None));
                 }
-                let error = format!("the answer broke off: node `{node}` failed: {}", cut.why);
+                let error =
+                    format!("the answer broke off: node `{node}` failed: {}{}", cut.why, bound.unwrap_or_default());
                 let mut line = ::ollama::wire::encode(&::ollama::wire::ErrorBody { error });
                 line.push(b'\n');
-                Some((Ok(Bytes::from(line)), None))
+                Some((Ok(Frame::data(Bytes::from(line))), None))
             }
         }
     });
-    Body::from_stream(pieces)
+    Body::new(StreamBody::new(pieces))
+}
+
+fn continued(answer: &Inferred) -> HeaderMap {
+    HeaderMap::from_iter([(CONTINUED, HeaderValue::from(answer.seams()))])
 }
 
 impl From<node::InferError> for Failure {

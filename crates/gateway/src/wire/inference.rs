@@ -60,6 +60,8 @@ pub enum What {
     /// What was sent came to nothing there.
     Failed,
     FirstByte,
+    /// It broke off after its first byte, and its rest is asked of another node.
+    Lost,
     Ended,
     /// The client was told so.
     GaveUp,

@@ -6,15 +6,16 @@ use std::time::Duration;
 
 use agent::remote::{self, Limits, Remote};
 use agent::{Ask, INFER, PROBE, Probe, Reply, Route, SendError, Waited};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use cluster::{Cluster, KeyId};
-use dispatch::{Failure, Refusal};
+use dispatch::{Failure, Frames as _, Refusal};
 use hyper::header::HeaderValue;
 use net::{Allowed, Net, Protocol, RequestSpec, Roles, Services, StreamSpec};
 use scheduler::{Promise, Seconds, Work};
 use types::{NodeId, Scope};
 
 use super::here::Here;
+use super::telling::Telling;
 use crate::api::now;
 
 const LOOK: Protocol = Protocol::new("/omx/look/1");
@@ -50,6 +51,9 @@ const CONNECT_MAX: Duration = Duration::from_secs(3);
 const HEAD_MAX: Duration = Duration::from_secs(3_600);
 const BETWEEN_MAX: Duration = Duration::from_secs(360);
 
+/// A conversation as its model sees it: no window holds more.
+const RENDERED_MAX: usize = 64 << 20;
+
 /// Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Agents {
@@ -59,20 +63,43 @@ pub(crate) struct Agents {
 }
 
 /// What a request is to a dispatcher.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Payload {
     pub(crate) route: Route,
     pub(crate) body: Bytes,
     /// The id of the key it came by.
     pub(crate) key: Option<String>,
+    pub(crate) failover: Failover,
+}
+
+/// What becomes of an answer whose node dies after its first byte.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Failover {
+    /// Another node goes on with it, where that can be done honestly; else it ends with an error.
+    #[default]
+    Continue,
+    /// Only as long as the client has seen nothing of the text, it is begun again.
+    Restart,
+    /// It ends with an error.
+    Error,
 }
 
 /// An answer of this node's backend or of another node.
 #[derive(Debug)]
 pub(crate) struct Frames {
-    from: From,
+    head: Head,
+    /// Nothing after it was cancelled.
+    from: Option<From>,
     /// Nothing was read from it yet.
     is_fresh: bool,
+}
+
+#[derive(Debug)]
+struct Head {
+    status: u16,
+    content_type: Option<HeaderValue>,
+    waited: Option<Waited>,
+    raised_context: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -109,6 +136,24 @@ impl Agents {
             })
     }
 
+    async fn ask(
+        &self,
+        node: NodeId,
+        request: &Payload,
+        work: &Work,
+        max_wait: Option<Duration>,
+    ) -> Result<Frames, Failure> {
+        let ask = Ask { work: work.clone(), weight: 1.0, wait_max: max_wait, key: request.key.clone() };
+        let sent = agent::Request { route: request.route, ask, body: request.body.clone() };
+        if node == self.net.local() {
+            let agent = self.here.find_promised(work).ok_or(Failure::Refused(Refusal::NoModel))?;
+            return Ok(Frames::here(agent.run(sent).await.map_err(failed_here)?));
+        }
+        let limits = Limits { connect: CONNECT_MAX, head: HEAD_MAX, between: BETWEEN_MAX };
+        let dial = async { self.net.connect(node, INFER_SPEC.protocol).await.map_err(io::Error::other) };
+        Ok(Frames::there(self.remote.run(node, sent, limits, dial).await.map_err(not_opened)?))
+    }
+
     async fn probe_there(&self, node: NodeId, work: &Work, hold: Duration) -> Result<Promise, Failure> {
         let probe = codec::encode(&Probe::new(work.clone(), hold)).map_err(unreachable)?;
         let answer = self.net.request(node, PROBE_SPEC.protocol, probe.into()).await.map_err(unasked)?;
@@ -120,6 +165,7 @@ impl Agents {
 impl dispatch::Agents for Agents {
     type Request = Payload;
     type Answer = Frames;
+    type Transcript = Telling;
 
     async fn probe(&self, node: NodeId, work: &Work, hold: Duration) -> Result<Promise, Failure> {
         if node != self.net.local() {
@@ -140,65 +186,106 @@ impl dispatch::Agents for Agents {
         work: &Work,
         max_wait: Option<Duration>,
     ) -> Result<Frames, Failure> {
-        let ask = Ask { work: work.clone(), weight: 1.0, wait_max: max_wait, key: request.key.clone() };
-        let sent = agent::Request { route: request.route, ask, body: request.body.clone() };
-        let from = if node == self.net.local() {
-            let agent = self.here.find_promised(work).ok_or(Failure::Refused(Refusal::NoModel))?;
-            From::Here(agent.run(sent).await.map_err(failed_here)?)
-        } else {
-            let limits = Limits { connect: CONNECT_MAX, head: HEAD_MAX, between: BETWEEN_MAX };
-            let dial = async { self.net.connect(node, INFER_SPEC.protocol).await.map_err(io::Error::other) };
-            From::There(self.remote.run(node, sent, limits, dial).await.map_err(not_opened)?)
-        };
-        Ok(Frames { from, is_fresh: true })
+        self.ask(node, request, work, max_wait).await
+    }
+
+    fn transcript(&self, request: &Payload) -> Option<Telling> {
+        Telling::of(request)
+    }
+
+    async fn go_on(
+        &self,
+        node: NodeId,
+        request: &Payload,
+        telling: &mut Telling,
+        work: &Work,
+        max_wait: Option<Duration>,
+    ) -> Result<Frames, Failure> {
+        let first = telling.first(request);
+        let mut frames = self.ask(node, &first, work, max_wait).await?;
+        if !telling.is_to_be_rendered() {
+            return Ok(frames);
+        }
+        let (status, body) = (frames.status(), whole(&mut frames).await?);
+        drop(frames);
+        if status != 200 {
+            return Err(Failure::Served { status, body });
+        }
+        let second = telling.rendered(request, &body).map_err(|unfit| Failure::Unable(unfit.into()))?;
+        self.ask(node, &second, work, None).await
     }
 }
 
-impl Frames {
-    pub(crate) fn content_type(&self) -> Option<&HeaderValue> {
-        match &self.from {
-            From::Here(answer) => answer.content_type.as_ref(),
-            From::There(answer) => answer.content_type.as_ref(),
+/// An answer in one piece, a rendered prompt.
+async fn whole(frames: &mut Frames) -> Result<Bytes, Failure> {
+    let mut body = BytesMut::new();
+    while let Some(piece) = frames.next().await {
+        body.extend_from_slice(&piece?);
+        if body.len() > RENDERED_MAX {
+            return Err(Failure::Unable("the rendered conversation is too long".into()));
         }
     }
+    Ok(body.freeze())
+}
 
-    pub(crate) fn waited(&self) -> Option<Waited> {
-        match &self.from {
-            From::Here(answer) => answer.waited,
-            From::There(answer) => answer.waited,
-        }
+impl Frames {
+    fn here(answer: agent::Answer) -> Self {
+        let head = Head {
+            status: answer.status.as_u16(),
+            content_type: answer.content_type.clone(),
+            waited: answer.waited,
+            raised_context: answer.raised_context,
+        };
+        Self { head, from: Some(From::Here(answer)), is_fresh: true }
+    }
+
+    fn there(answer: remote::Answer) -> Self {
+        let head = Head {
+            status: answer.status.as_u16(),
+            content_type: answer.content_type.clone(),
+            waited: answer.waited,
+            raised_context: answer.raised_context,
+        };
+        Self { head, from: Some(From::There(answer)), is_fresh: true }
+    }
+
+    pub(crate) const fn content_type(&self) -> Option<&HeaderValue> {
+        self.head.content_type.as_ref()
+    }
+
+    pub(crate) const fn waited(&self) -> Option<Waited> {
+        self.head.waited
     }
 
     /// The `num_ctx` that was set in place of the request's.
-    pub(crate) fn raised_context(&self) -> Option<u32> {
-        match &self.from {
-            From::Here(answer) => answer.raised_context,
-            From::There(answer) => answer.raised_context,
-        }
+    pub(crate) const fn raised_context(&self) -> Option<u32> {
+        self.head.raised_context
     }
 }
 
 impl dispatch::Frames for Frames {
     fn status(&self) -> u16 {
-        match &self.from {
-            From::Here(answer) => answer.status.as_u16(),
-            From::There(answer) => answer.status.as_u16(),
-        }
+        self.head.status
     }
 
     async fn next(&mut self) -> Option<Result<Bytes, Failure>> {
         let next = match &mut self.from {
-            From::Here(answer) => answer.next().await.map(|next| next.map_err(failed_here)),
-            From::There(answer) => answer.next().await.map(|next| next.map_err(failed_there)),
+            Some(From::Here(answer)) => answer.next().await.map(|next| next.map_err(failed_here)),
+            Some(From::There(answer)) => answer.next().await.map(|next| next.map_err(failed_there)),
+            None => None,
         };
         let is_first = std::mem::replace(&mut self.is_fresh, false);
         match next {
             // A runner that dies before its first token says so in a stream that had begun well.
-            Some(Ok(line)) if is_first && dispatch::Frames::status(self) == 200 && line.starts_with(b"{\"error\":") => {
+            Some(Ok(line)) if is_first && self.head.status == 200 && line.starts_with(b"{\"error\":") => {
                 Some(Err(Failure::Served { status: 500, body: line }))
             }
             next => next,
         }
+    }
+
+    fn cancel(&mut self) {
+        self.from = None;
     }
 }
 

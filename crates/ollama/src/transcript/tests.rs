@@ -1,3 +1,4 @@
+use std::slice::from_ref;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -211,9 +212,9 @@ fn what_cannot_be_gone_on_with_honestly_says_why() {
         transcript.rest(&body(more), ELAPSED)
     };
     let begun = chat("{\"a\":", "");
-    assert_eq!(after(&[begun.clone()], json!({ "format": "json" })), Err(Unfit::Format));
-    assert_eq!(after(&[begun.clone()], json!({ "format": { "type": "object" } })), Err(Unfit::Format));
-    assert!(after(&[begun.clone()], json!({ "format": "" })).is_ok());
+    assert_eq!(after(from_ref(&begun), json!({ "format": "json" })), Err(Unfit::Format));
+    assert_eq!(after(from_ref(&begun), json!({ "format": { "type": "object" } })), Err(Unfit::Format));
+    assert!(after(from_ref(&begun), json!({ "format": "" })).is_ok());
     let call = json!({ "function": { "name": "f", "arguments": {} } });
     let call = line(&json!({ "message": { "role": "assistant", "content": "", "tool_calls": [call] }, "done": false }));
     assert_eq!(after(&[begun.clone(), call], json!({})), Err(Unfit::Called));
