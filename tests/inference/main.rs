@@ -4,10 +4,13 @@
 mod cancels;
 mod client;
 mod continuation;
+#[cfg(feature = "engine")]
+mod engine;
 mod enrolled;
 mod routing;
 mod survival;
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -63,10 +66,7 @@ impl Mesh {
 
     /// Of the last node's `/metrics`.
     pub(crate) fn figure(&self, name: &str) -> Result<f64> {
-        let api = self.entry().run()?.api;
-        let text = self.runtime.block_on(client::get(api, "/metrics"))?;
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.with_context(|| format!("no `{name}` in\n{text}"))?.parse().context("it is a number")
+        figure_of(&self.runtime, self.entry().run()?.api, name)
     }
 
     pub(crate) fn ask(&self, body: serde_json::Value) -> Result<client::Said> {
@@ -85,6 +85,12 @@ pub(crate) fn offering(node: &Node) -> Result<Vec<String>> {
         node["up"] == true && has_model && backend_runs
     };
     Ok(nodes.iter().filter(offers).filter_map(|node| Some(node["node"].as_str()?.to_owned())).collect())
+}
+
+pub(crate) fn figure_of(runtime: &Runtime, api: SocketAddr, name: &str) -> Result<f64> {
+    let text = runtime.block_on(client::get(api, "/metrics"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.with_context(|| format!("no `{name}` in\n{text}"))?.parse().context("it is a number")
 }
 
 pub(crate) fn tokens(count: u32) -> String {
