@@ -102,7 +102,7 @@ impl Answer {
         }
         let lines = self.bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
         let lines = lines.map(|line| line.strip_prefix(b"data: ").unwrap_or(line));
-        let is_done = lines.clone().last() == Some(b"[DONE]");
+        let is_done = lines.clone().next_back() == Some(b"[DONE]");
         let lines = lines.filter_map(|line| serde_json::from_slice(line).ok()).collect();
         let Self { node, request, status, .. } = self;
         Ok(Said { status, node, request, continued, lines, is_whole, is_done })

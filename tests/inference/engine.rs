@@ -1,6 +1,7 @@
 //! Answers of a real model, which has to say the same on another node as it would have said on the first.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -42,15 +43,17 @@ fn an_answer_is_the_same_wherever_its_node_was_killed() -> Result<()> {
         let which = point % (ROUTES.len() * QUESTIONS.len()) as u64;
         let route = ROUTES[which as usize % ROUTES.len()];
         let body = question(route, QUESTIONS[which as usize / ROUTES.len()]);
-        if !unbroken.contains_key(&which) {
-            let said = runtime.block_on(client::ask(entry, route, &body))?;
-            unbroken.insert(which, (text(&said, route)?, said.lines.len()));
-        }
-        let (expected, lines) = &unbroken[&which];
+        let (expected, lines) = match unbroken.entry(which) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                let said = runtime.block_on(client::ask(entry, route, &body))?;
+                place.insert((text(&said, route)?, said.lines.len()))
+            }
+        };
         dice ^= dice << 13;
         dice ^= dice >> 7;
         dice ^= dice << 17;
-        let after = 1 + dice as usize % (lines * 3 / 4);
+        let after = 1 + dice as usize % (*lines * 3 / 4);
         let mut answer = runtime.block_on(client::begun(entry, route, &body))?;
         runtime.block_on(answer.until_lines(if route.starts_with("/v1") { 2 * after } else { after }))?;
         let teller = answer.node.clone();
@@ -62,8 +65,8 @@ fn an_answer_is_the_same_wherever_its_node_was_killed() -> Result<()> {
     }
     let seams = figure_of(&runtime, entry, "omx_infer_continued_total")?;
     println!("{points} kills, {seams} seams");
-    // A node may have told all before it was killed.
-    ensure!(seams >= points as f64 / 3.0, "of {points} kills {seams} hit an answer");
+    // A node may have told all before it was killed, now and then.
+    ensure!(seams >= points as f64 / 2.0, "of {points} kills {seams} hit an answer");
     Ok(())
 }
 

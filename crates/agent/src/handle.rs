@@ -120,6 +120,8 @@ struct Seat {
 
 /// An answer in one piece is read for its timings up to here; embeddings may be longer and then teach nothing.
 const TAIL_BYTES_MAX: usize = 1 << 20;
+/// Told at the end of an answer that has none.
+const STOPPED: &[u8] = b"{\"error\":\"the backend ended its answer without a last line\"}\n";
 
 /// The agent before the backend that `find` leads to. Nothing happens until the task runs.
 pub fn new(config: Config, find: FindWay) -> (Handle, Task) {
@@ -324,7 +326,7 @@ impl Answer {
                     if self.lines.rest().is_some() {
                         return Some(Err(Error::Garbage("half a line at the end")));
                     }
-                    return self.ended().err().map(Err);
+                    return self.ended().map(Ok);
                 }
             }
         }
@@ -341,19 +343,22 @@ impl Answer {
         Ok(line)
     }
 
-    /// Fails where a stream just stops: told on, nobody could tell that from an end.
-    fn ended(&mut self) -> Result<(), Error> {
+    /// What is still to be said where a stream just stops: told on, nobody could tell that from an end. It is no failure
+    /// of the node's, and another one would do the same: Ollama so ends a model that says one token for ever.
+    fn ended(&mut self) -> Option<Bytes> {
         let last = serde_json::from_slice::<seen::Last>(&self.tail).unwrap_or_default();
         let is_end = last.done || self.tail.starts_with(b"{\"error\":");
         if self.is_lines && self.status.is_success() && !is_end {
-            return Err(Error::Garbage("an end in the middle"));
+            self.is_over = true;
+            self.seat.leave();
+            return Some(Bytes::from_static(STOPPED));
         }
         // An error, or an end without figures, teaches nothing.
         if !last.total_duration.is_zero() {
             self.seat.ending = Ending::Done(last);
         }
         self.seat.leave();
-        Ok(())
+        None
     }
 }
 

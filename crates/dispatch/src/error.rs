@@ -50,8 +50,11 @@ pub enum Failure {
     /// It was to go on with an answer, and says something else than what the client was told of it.
     #[error("it contradicts what was told already")]
     Contradicted,
-    /// It was to go on with an answer, and by its templates or its age it cannot.
+    /// It was to go on with an answer, and cannot; others might.
     #[error("it cannot go on with the answer")]
+    Incapable(#[source] Cause),
+    /// The same, and others cannot either: it is the answer's fault.
+    #[error("nobody can go on with the answer")]
     Unable(#[source] Cause),
 }
 
@@ -110,9 +113,13 @@ impl Failure {
             Self::Served { .. } => Some(crate::breaker::Failure::Served),
             // Slow nodes are believed less, not barred. The frozen are left until they answer a look, and must not use
             // up the places of those that need barring.
-            Self::Refused(_) | Self::Frozen | Self::Overdue | Self::Deadline | Self::Contradicted | Self::Unable(_) => {
-                None
-            }
+            Self::Refused(_)
+            | Self::Frozen
+            | Self::Overdue
+            | Self::Deadline
+            | Self::Contradicted
+            | Self::Incapable(_)
+            | Self::Unable(_) => None,
         }
     }
 

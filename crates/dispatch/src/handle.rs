@@ -24,6 +24,8 @@ use crate::trace::Trace;
 
 /// Of an answer that reports a failure.
 const ERROR_BYTES_MAX: usize = 64 << 10;
+/// Of what a node says of an answer it was to go on with.
+const REPORT_CHARS_MAX: usize = 512;
 /// An agent gives its backend five and a half minutes at most between two pieces. If nothing came for longer, it is the
 /// connection that died, whatever the node answers on others.
 const SILENCE_MAX: Duration = Duration::from_secs(360);
@@ -168,7 +170,8 @@ impl<A: Agents, H: Hosts> Handle<A, H> {
                     let opening = begin(&self.0.agents, node, &payload, &work, max_wait);
                     match running.send(node, opening).await {
                         Ok((frames, first)) => {
-                            let transcript = streams.then(|| self.0.agents.transcript(&payload)).flatten();
+                            let is_told = streams && frames.status() == 200;
+                            let transcript = is_told.then(|| self.0.agents.transcript(&payload)).flatten();
                             return Ok(Answer {
                                 frames,
                                 first: Some(first),
@@ -353,7 +356,15 @@ async fn go_on<A: Agents>(
     work: &Work,
     max_wait: Option<Duration>,
 ) -> Result<(A::Answer, Bytes), Failure> {
-    first_piece(agents.go_on(node, request, transcript, work, max_wait).await?, 400).await
+    let begun = first_piece(agents.go_on(node, request, transcript, work, max_wait).await?, 400).await;
+    begun.map_err(|failure| match failure {
+        // The prompt with what was told is too long for the window, say.
+        Failure::Served { status, body } if status < 500 => {
+            let said = String::from_utf8_lossy(&body).chars().take(REPORT_CHARS_MAX).collect::<String>();
+            Failure::Unable(said.into())
+        }
+        failure => failure,
+    })
 }
 
 async fn first_piece<F: Frames>(mut frames: F, failed_from: u16) -> Result<(F, Bytes), Failure> {

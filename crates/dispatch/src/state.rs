@@ -435,6 +435,12 @@ impl Step<'_, '_> {
         self.release(node, false);
         self.note(What::Failed { node, why: text(&failure) });
         let costs = failure.costs();
+        if self.course.seams > 0
+            && let Failure::Unable(bound) = failure
+        {
+            let (node, why) = self.course.last.take().expect("the answer broke off for some reason");
+            return self.broken_off(Cut { node, why, bound: Some(bound) });
+        }
         if let Failure::Refused(Refusal::Wait(_)) = failure {
             // It may still be the best, and what it says when asked again is true. It may not refuse again.
             self.course.refused = true;

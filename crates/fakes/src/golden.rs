@@ -192,7 +192,7 @@ impl Case {
     /// What is wrong, if anything is.
     async fn run(&self, subject: &Subject) -> Option<String> {
         let (method, path) = self.request.split_once(' ').expect("checked when the table was read");
-        match exchange(subject, method, path, filled(&self.body, subject)).await {
+        match exchange(subject, method, &filled(path, subject), filled(&self.body, subject)).await {
             Ok(reply) => self.judge(&reply, subject),
             Err(error) => Some(format!("no answer: {error}")),
         }

@@ -142,9 +142,10 @@ async fn read<R: Send + 'static>(
 /// A native answer that has begun well.
 async fn ask(raw: &Raw, route: Route, body: Vec<u8>) -> Result<(About, Body), Not> {
     let (mut head, body) = raw.infer_native(route, body.into()).await?.into_parts();
-    // The type and length of the native body are not those of its translation.
+    // The type and length of the native body are not those of its translation, which has no trailer.
     head.headers.remove(header::CONTENT_TYPE);
     head.headers.remove(header::CONTENT_LENGTH);
+    head.headers.remove(header::TRAILER);
     let about = About(Box::new(head.headers));
     match head.status.is_success() {
         true => Ok((about, body)),

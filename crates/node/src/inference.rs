@@ -13,7 +13,7 @@ mod telling;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent::{Route, Waited};
 use bytes::Bytes;
@@ -174,7 +174,12 @@ impl Inference {
 
     async fn dispatch(&self, request: Infer) -> Result<Inferred, Unanswered> {
         let Infer { id, route, work, streams, body, key, failover } = request;
-        let request = dispatch::Request { id, work, streams, payload: Payload { route, body, key, failover } };
+        let request = dispatch::Request {
+            id,
+            work,
+            streams,
+            payload: Payload { route, body, key, failover, came: Instant::now() },
+        };
         Ok(Inferred(self.0.dispatcher.run(request).await?))
     }
 
@@ -204,6 +209,7 @@ impl Inference {
             body: request.body.clone(),
             key: request.key.clone(),
             failover: request.failover,
+            came: Instant::now(),
         };
         let asked = self.0.hosts.loaded(request.work.model).into_iter().map(async |node| {
             let answer = self.0.agents.open(node, &payload, &request.work, None).await;

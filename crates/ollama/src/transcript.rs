@@ -10,12 +10,15 @@ mod seam;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 
 use self::line::Line;
 use self::seam::{Seam, Told};
 
 pub use self::rest::{Question, Rest};
+pub use self::seam::Spent;
 
 /// Of text and thoughts together. What is longer is told on, but no longer remembered.
 pub const KEPT_BYTES_MAX: usize = 1 << 20;
@@ -36,6 +39,7 @@ pub struct Transcript {
     unfit: Option<Unfit>,
     /// The text was contradicted once where its end was left to the model again: nothing is left to it any more.
     is_exact: bool,
+    crashes: u32,
 }
 
 /// All the client knows.
@@ -48,6 +52,8 @@ struct Said {
     thought: String,
     /// Lines that said something, which is as many as tokens where each token is a line.
     tokens: u64,
+    /// Where the last of these lines end in the text.
+    ends: VecDeque<usize>,
 }
 
 #[derive(Debug)]
@@ -67,6 +73,18 @@ pub enum Unfit {
     Format,
     #[error("a call of a tool was told already")]
     Called,
+    #[error("it shows pictures, and how these stand in the model's prompt only its template knows")]
+    Pictures,
+    #[error("it fills a gap in a text")]
+    Gap,
+    #[error("it goes on with an answer of the client's own, beside calls of tools")]
+    Prefilled,
+    #[error("so little was told that it cannot be found again in what another node repeats")]
+    Short,
+    #[error("the model runs in somebody's cloud")]
+    Cloud,
+    #[error("the process that runs the model died of it more than once")]
+    Deadly,
     #[error("the model's template closes what it has said, and its calls of tools or its pictures need that template")]
     Template,
     #[error("it broke off while the model was thinking, and its template does not say how thoughts begin")]
@@ -90,10 +108,22 @@ pub enum Untold {
     /// The process that runs the model died under the answer.
     #[error("the backend reports: {0}")]
     Crashed(String),
+    #[error("{0}")]
+    Unfit(Unfit),
 }
 
+/// Of a text that is repeated in a log and in traces.
+const REPORT_CHARS_MAX: usize = 512;
+/// A longer line is told on unread.
+const LINE_BYTES_MAX: usize = 1 << 20;
+/// A request that brings the process down wherever it goes must not go everywhere.
+const CRASHES_MAX: u32 = 2;
+/// Of lines, as far back as a word that is left to the model may reach.
+const ENDS_MAX: usize = 48;
+
 /// What backends say when the process died that runs the model. Anything else would be said by another one, too.
-const CRASHES: [&str; 6] = [
+const CRASHES: [&str; 7] = [
+    "an error was encountered while running the model",
     "has terminated",
     "unexpectedly stopped",
     "connection refused",
@@ -104,7 +134,7 @@ const CRASHES: [&str; 6] = [
 
 impl Transcript {
     pub fn new(voice: Voice) -> Self {
-        Self { voice, said: Said::default(), stage: Stage::First, unfit: None, is_exact: false }
+        Self { voice, said: Said::default(), stage: Stage::First, unfit: None, is_exact: false, crashes: 0 }
     }
 
     /// What the client is told of this line, maybe nothing. A line has its end.
@@ -112,14 +142,26 @@ impl Transcript {
         if self.is_over() {
             return Ok(line);
         }
-        let Ok(read) = Line::read(&line) else {
-            self.unfit = Some(Unfit::Garbage);
-            return Ok(line);
+        let read = match line.len() > LINE_BYTES_MAX {
+            true => Err(Unfit::Long),
+            false => Line::read(&line).map_err(|_| Unfit::Garbage),
+        };
+        let read = match read {
+            Ok(read) => read,
+            // What the client was told until then is in the shape of its route: this may not be.
+            Err(unfit) => {
+                self.unfit = Some(unfit);
+                return if matches!(self.stage, Stage::First) { Ok(line) } else { Err(Untold::Unfit(unfit)) };
+            }
         };
         if let Some(error) = &read.error {
             let text = error.as_str().map_or_else(|| error.to_string(), str::to_owned);
             if CRASHES.iter().any(|crash| text.contains(crash)) {
-                return Err(Untold::Crashed(text));
+                self.crashes += 1;
+                if self.crashes > CRASHES_MAX {
+                    self.unfit = Some(Unfit::Deadly);
+                }
+                return Err(Untold::Crashed(text.chars().take(REPORT_CHARS_MAX).collect()));
             }
             // Nothing follows it.
             self.stage = Stage::Over;
@@ -164,7 +206,23 @@ impl Said {
         let (text, thought) = (line.text(), line.thought());
         self.text.push_str(text);
         self.thought.push_str(thought);
-        self.tokens += u64::from(!text.is_empty() || !thought.is_empty());
+        self.count(!text.is_empty() || !thought.is_empty());
+    }
+
+    /// A line that said something.
+    fn count(&mut self, is_something: bool) {
+        if is_something {
+            self.tokens = self.tokens.saturating_add(1);
+            if self.ends.len() == ENDS_MAX {
+                self.ends.pop_front();
+            }
+            self.ends.push_back(self.text.len());
+        }
+    }
+
+    /// How many of the last lines end behind this place in the text.
+    fn lines_behind(&self, at: usize) -> u64 {
+        self.ends.iter().filter(|end| **end > at).count() as u64
     }
 
     fn is_nothing(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent::remote::{self, Limits, Remote};
 use agent::{Ask, INFER, PROBE, Probe, Reply, Route, SendError, Waited};
@@ -11,6 +11,7 @@ use cluster::{Cluster, KeyId};
 use dispatch::{Failure, Frames as _, Refusal};
 use hyper::header::HeaderValue;
 use net::{Allowed, Net, Protocol, RequestSpec, Roles, Services, StreamSpec};
+use ollama::transcript::Unfit;
 use scheduler::{Promise, Seconds, Work};
 use types::{NodeId, Scope};
 
@@ -53,6 +54,8 @@ const BETWEEN_MAX: Duration = Duration::from_secs(360);
 
 /// A conversation as its model sees it: no window holds more.
 const RENDERED_MAX: usize = 64 << 20;
+/// And why it is not rendered.
+const REPORT_MAX: usize = 64 << 10;
 
 /// Cheap to clone.
 #[derive(Debug, Clone)]
@@ -70,6 +73,7 @@ pub(crate) struct Payload {
     /// The id of the key it came by.
     pub(crate) key: Option<String>,
     pub(crate) failover: Failover,
+    pub(crate) came: Instant,
 }
 
 /// What becomes of an answer whose node dies after its first byte.
@@ -206,22 +210,27 @@ impl dispatch::Agents for Agents {
         if !telling.is_to_be_rendered() {
             return Ok(frames);
         }
-        let (status, body) = (frames.status(), whole(&mut frames).await?);
+        let status = frames.status();
+        let limit = if status == 200 { RENDERED_MAX } else { REPORT_MAX };
+        let body = whole(&mut frames, limit).await?;
         drop(frames);
         if status != 200 {
             return Err(Failure::Served { status, body });
         }
-        let second = telling.rendered(request, &body).map_err(|unfit| Failure::Unable(unfit.into()))?;
+        let second = telling.rendered(request, &body).map_err(|unfit| match unfit {
+            Unfit::NotRendered => Failure::Incapable(unfit.into()),
+            unfit => Failure::Unable(unfit.into()),
+        })?;
         self.ask(node, &second, work, None).await
     }
 }
 
 /// An answer in one piece, a rendered prompt.
-async fn whole(frames: &mut Frames) -> Result<Bytes, Failure> {
+async fn whole(frames: &mut Frames, limit: usize) -> Result<Bytes, Failure> {
     let mut body = BytesMut::new();
     while let Some(piece) = frames.next().await {
         body.extend_from_slice(&piece?);
-        if body.len() > RENDERED_MAX {
+        if body.len() > limit {
             return Err(Failure::Unable("the rendered conversation is too long".into()));
         }
     }

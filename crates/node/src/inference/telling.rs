@@ -1,11 +1,11 @@
 //! What a client has been told of one answer, for the dispatcher: it knows nothing of what answers say.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use agent::Route;
 use bytes::Bytes;
 use dispatch::{Cause, Failure, Rest};
-use ollama::transcript::{self, Question, Transcript, Unfit, Voice};
+use ollama::transcript::{self, Question, Spent, Transcript, Unfit, Voice};
 
 use super::agents::{Failover, Payload};
 
@@ -13,7 +13,9 @@ use super::agents::{Failover, Payload};
 pub(crate) struct Telling {
     transcript: Transcript,
     body: Bytes,
-    begun: Instant,
+    /// When the request came, and the first and the last line went.
+    came: Instant,
+    told: Option<(Instant, Instant)>,
     failover: Failover,
     /// What is to be asked for the rest.
     rest: Asked,
@@ -30,6 +32,10 @@ enum Asked {
 #[error("this request is begun again only as long as nothing of its text was told")]
 struct TooLate;
 
+#[derive(Debug, thiserror::Error)]
+#[error("this request asks for an error in that case")]
+struct NotWanted;
+
 impl Telling {
     /// Vectors are told in one piece.
     pub(crate) fn of(request: &Payload) -> Option<Self> {
@@ -38,13 +44,19 @@ impl Telling {
             Route::Chat => Voice::Chat,
             Route::Embed | Route::Embeddings => return None,
         };
-        (request.failover != Failover::Error).then(|| Self {
+        Some(Self {
             transcript: Transcript::new(voice),
             body: request.body.clone(),
-            begun: Instant::now(),
+            came: request.came,
+            told: None,
             failover: request.failover,
             rest: Asked::Same,
         })
+    }
+
+    fn spent(&self) -> Spent {
+        let telling = self.told.map_or(Duration::ZERO, |(first, last)| last.duration_since(first));
+        Spent { in_all: self.came.elapsed(), telling }
     }
 
     /// What a node is asked first for the rest.
@@ -61,7 +73,7 @@ impl Telling {
 
     /// What it is asked after it has said how the conversation is rendered.
     pub(crate) fn rendered(&mut self, request: &Payload, answer: &[u8]) -> Result<Payload, Unfit> {
-        let question = self.transcript.rendered(&self.body, answer, self.begun.elapsed())?;
+        let question = self.transcript.rendered(&self.body, answer, self.spent())?;
         Ok(as_asked(request, question))
     }
 }
@@ -76,9 +88,12 @@ fn as_asked(request: &Payload, Question { voice, body }: Question) -> Payload {
 
 impl dispatch::Transcript for Telling {
     fn tell(&mut self, piece: Bytes) -> Result<Bytes, Failure> {
+        let now = Instant::now();
+        self.told = Some((self.told.map_or(now, |(first, _)| first), now));
         self.transcript.tell(piece).map_err(|untold| match untold {
             transcript::Untold::Contradiction => Failure::Contradicted,
             crashed @ transcript::Untold::Crashed(_) => Failure::Broken(crashed.into()),
+            transcript::Untold::Unfit(unfit) => Failure::Unable(unfit.into()),
         })
     }
 
@@ -87,7 +102,10 @@ impl dispatch::Transcript for Telling {
     }
 
     fn rest(&mut self) -> Result<Rest, Cause> {
-        let rest = self.transcript.rest(&self.body, self.begun.elapsed())?;
+        if self.failover == Failover::Error {
+            return Err(NotWanted.into());
+        }
+        let rest = self.transcript.rest(&self.body, self.spent())?;
         if self.failover == Failover::Restart && rest != transcript::Rest::Same {
             return Err(TooLate.into());
         }

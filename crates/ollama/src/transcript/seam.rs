@@ -6,10 +6,16 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::line::{End, Line, News};
-use super::{Said, Untold, Voice};
+use super::{Said, Unfit, Untold, Voice};
 
 /// How models whose prompt ends with an open thought close it.
 const THOUGHT_END: &str = "</think>";
+
+/// Of space that may be the one before a thought's end.
+const HELD_MAX: usize = 4 << 10;
+/// Of stop strings that are looked for across the seam, and the length of one.
+const STOPS_MAX: usize = 64;
+const STOP_BYTES_MAX: usize = 1 << 10;
 
 #[derive(Debug)]
 pub(super) struct Seam {
@@ -18,8 +24,16 @@ pub(super) struct Seam {
     pub(super) stops: Stops,
     /// Tokens of the answer that were put to the model as a part of its prompt.
     pub(super) put: u64,
-    /// From the request to the seam.
-    pub(super) elapsed: Duration,
+    pub(super) spent: Spent,
+}
+
+/// Until the seam.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Spent {
+    /// Since the request came.
+    pub in_all: Duration,
+    /// Of that, between the first line the client was told and the last.
+    pub telling: Duration,
 }
 
 /// What the client knows already, and the model says once more.
@@ -31,8 +45,11 @@ pub(super) enum Again {
         expected: String,
         come: String,
     },
-    /// It comes in front of the first piece, or not at all, by how the backend has it.
-    Whole(String),
+    /// It comes in front of all that is new, or not at all, by how the backend has it.
+    Whole {
+        expected: String,
+        come: String,
+    },
 }
 
 /// Whether the model's raw text is thought first.
@@ -64,9 +81,13 @@ pub(super) struct Told {
 
 impl Seam {
     pub(super) fn retell(&mut self, line: Line<'_>, voice: Voice, said: &mut Said) -> Result<Told, Untold> {
-        let fresh = self.again.strip(line.text())?;
-        if line.done && matches!(self.again, Again::Tail { .. }) {
-            return Err(Untold::Contradiction);
+        let mut fresh = self.again.strip(line.text())?;
+        if line.done {
+            fresh.push_str(&self.again.end()?);
+            // A model that says its thought's end in a way nobody sees has told its answer as a thought.
+            if matches!(self.thinking, Thinking::UnderWay { .. }) && line.done_reason.as_deref() == Some("stop") {
+                return Err(Untold::Unfit(Unfit::Thinking));
+            }
         }
         let mut news = News { thought: line.thought().to_owned(), calls: line.calls().to_vec(), ..News::default() };
         self.thinking.split(fresh, line.done, &mut news);
@@ -82,28 +103,29 @@ impl Seam {
         if news.is_nothing() {
             return Ok(Told { line: Bytes::new(), is_last: false });
         }
-        said.tokens += u64::from(!news.text.is_empty() || !news.thought.is_empty());
+        said.count(!news.text.is_empty() || !news.thought.is_empty());
         news.logprobs = line.logprobs;
         Ok(Told { line: news.line(voice, said), is_last })
     }
 
     /// One set of figures for the whole.
     fn end(&self, line: &Line<'_>, is_stopped: bool, said: &Said) -> End {
-        let earlier = i64::try_from(self.elapsed.as_nanos()).unwrap_or(i64::MAX);
-        let with_earlier = |later: Option<i64>| later.map(|later| later.saturating_add(earlier));
+        let with_earlier = |later: Option<i64>, earlier: Duration| {
+            later.map(|later| later.saturating_add(i64::try_from(earlier.as_nanos()).unwrap_or(i64::MAX)))
+        };
         let reason = if is_stopped { Some("stop".to_owned()) } else { line.done_reason.clone() };
         End {
             done_reason: reason,
-            total_duration: with_earlier(line.total_duration.or(is_stopped.then_some(0))),
+            total_duration: with_earlier(line.total_duration.or(is_stopped.then_some(0)), self.spent.in_all),
             load_duration: line.load_duration,
             // There, what was told already was a part of the prompt.
             prompt_eval_count: line.prompt_eval_count.map(|count| count.saturating_sub(self.put).max(1)),
             prompt_eval_duration: line.prompt_eval_duration,
             eval_count: match line.eval_count {
-                Some(count) if !is_stopped => Some(count + self.put),
+                Some(count) if !is_stopped => Some(count.saturating_add(self.put)),
                 _ => Some(said.tokens),
             },
-            eval_duration: with_earlier(line.eval_duration),
+            eval_duration: with_earlier(line.eval_duration, self.spent.telling),
         }
     }
 }
@@ -123,11 +145,24 @@ impl Again {
                 }
                 if expected.starts_with(come.as_str()) { Ok(String::new()) } else { Err(Untold::Contradiction) }
             }
-            Self::Whole(whole) => {
-                let fresh = text.strip_prefix(whole.as_str()).unwrap_or(text).to_owned();
+            Self::Whole { expected, come } => {
+                come.push_str(text);
+                if expected.len() > come.len() && expected.starts_with(come.as_str()) {
+                    return Ok(String::new());
+                }
+                let fresh = come.strip_prefix(expected.as_str()).unwrap_or(come).to_owned();
                 *self = Self::Nothing;
                 Ok(fresh)
             }
+        }
+    }
+
+    /// What was held back, where nothing more comes.
+    fn end(&mut self) -> Result<String, Untold> {
+        match mem::replace(self, Self::Nothing) {
+            Self::Nothing => Ok(String::new()),
+            Self::Tail { .. } => Err(Untold::Contradiction),
+            Self::Whole { come, .. } => Ok(come),
         }
     }
 }
@@ -146,7 +181,7 @@ impl Thinking {
                     return;
                 }
                 // The end of a thought, and the space before it, may still be on its way.
-                let keep = if is_last { held.len() } else { certain(held) };
+                let keep = if is_last || held.len() > HELD_MAX { held.len() } else { certain(held) };
                 let rest = held.split_off(keep);
                 news.thought.push_str(&mem::replace(held, rest));
             }
@@ -167,7 +202,9 @@ fn certain(held: &str) -> usize {
 }
 
 impl Stops {
-    pub(super) fn new(all: Vec<String>, text: &str) -> Self {
+    pub(super) fn new(mut all: Vec<String>, text: &str) -> Self {
+        all.retain(|stop| stop.len() <= STOP_BYTES_MAX);
+        all.truncate(STOPS_MAX);
         let longest = all.iter().map(String::len).max().unwrap_or(0);
         let from = text.floor_char_boundary(text.len().saturating_sub(longest));
         Self { all, before: text[from..].to_owned(), left: longest }

@@ -80,17 +80,17 @@ fn told(told: &[Bytes]) -> (String, String) {
     (text, thought)
 }
 
-const ELAPSED: Duration = Duration::from_secs(2);
+const SPENT: Spent = Spent { in_all: Duration::from_secs(2), telling: Duration::from_secs(1) };
 
 /// What has to be sent after this much was told, by way of a rendered prompt.
 fn asked(transcript: &mut Transcript, body: &[u8], prompt: &str) -> Value {
-    let Rest::Render(question) = transcript.rest(body, ELAPSED).unwrap() else { panic!("it is rendered first") };
+    let Rest::Render(question) = transcript.rest(body, SPENT).unwrap() else { panic!("it is rendered first") };
     let asked = value(&question.body);
     assert_eq!(
         (question.voice, &asked["_debug_render_only"], &asked["stream"]),
         (Voice::Chat, &true.into(), &false.into())
     );
-    let question = transcript.rendered(body, &rendered(prompt), ELAPSED).unwrap();
+    let question = transcript.rendered(body, &rendered(prompt), SPENT).unwrap();
     assert_eq!(question.voice, Voice::Generate);
     value(&question.body)
 }
@@ -177,7 +177,7 @@ fn figures_are_those_of_the_whole_answer() {
     transcript.tell(said("d ")).unwrap();
     let end = value(&transcript.tell(last(3)).unwrap());
     assert_eq!((&end["eval_count"], &end["prompt_eval_count"]), (&json!(8), &json!(10)));
-    assert_eq!((&end["total_duration"], &end["eval_duration"]), (&json!(2_000_001_000), &json!(2_000_000_500)));
+    assert_eq!((&end["total_duration"], &end["eval_duration"]), (&json!(2_000_001_000), &json!(1_000_000_500)));
     assert_eq!((&end["done_reason"], &end["message"]["role"]), (&json!("stop"), &json!("assistant")));
 }
 
@@ -187,7 +187,7 @@ fn an_answer_that_was_as_long_as_it_may_be_is_ended_here() {
     let mut transcript = Transcript::new(Voice::Chat);
     transcript.tell(chat("a", "")).unwrap();
     transcript.tell(chat("b", "")).unwrap();
-    let Rest::Over(end) = transcript.rest(&body, ELAPSED).unwrap() else { panic!("nothing is left to ask") };
+    let Rest::Over(end) = transcript.rest(&body, SPENT).unwrap() else { panic!("nothing is left to ask") };
     let end = value(&end);
     assert_eq!((&end["done"], &end["done_reason"], &end["eval_count"]), (&json!(true), &json!("length"), &json!(2)));
     assert!(transcript.is_over());
@@ -198,10 +198,10 @@ fn what_nobody_has_seen_the_beginning_of_is_asked_again_as_it_was() {
     let mut transcript = Transcript::new(Voice::Chat);
     transcript.tell(chat("", "")).unwrap();
     for more in [json!({}), json!({ "format": "json", "tools": [{}] })] {
-        assert_eq!(transcript.rest(&body(more), ELAPSED), Ok(Rest::Same));
+        assert_eq!(transcript.rest(&body(more), SPENT), Ok(Rest::Same));
     }
     let mut transcript = Transcript::new(Voice::Generate);
-    assert_eq!(transcript.rest(b"{}", ELAPSED), Ok(Rest::Same));
+    assert_eq!(transcript.rest(b"{}", SPENT), Ok(Rest::Same));
 }
 
 #[test]
@@ -209,7 +209,7 @@ fn what_cannot_be_gone_on_with_honestly_says_why() {
     let after = |lines: &[Bytes], more: Value| {
         let mut transcript = Transcript::new(Voice::Chat);
         lines.iter().for_each(|line| _ = transcript.tell(line.clone()).unwrap());
-        transcript.rest(&body(more), ELAPSED)
+        transcript.rest(&body(more), SPENT)
     };
     let begun = chat("{\"a\":", "");
     assert_eq!(after(from_ref(&begun), json!({ "format": "json" })), Err(Unfit::Format));
@@ -231,20 +231,101 @@ fn calls_of_tools_and_pictures_are_left_to_a_template_that_stays_open() {
     ] {
         let body = body(more);
         let mut transcript = Transcript::new(Voice::Chat);
-        transcript.tell(chat("So far", "hm")).unwrap();
-        let Rest::Render(question) = transcript.rest(&body, ELAPSED).unwrap() else { panic!() };
-        let partial = json!({ "role": "assistant", "content": "So far", "thinking": "hm" });
+        transcript.tell(chat("So far, and no end", "hm")).unwrap();
+        let Rest::Render(question) = transcript.rest(&body, SPENT).unwrap() else { panic!() };
+        let partial = json!({ "role": "assistant", "content": "So far, and no end", "thinking": "hm" });
         assert_eq!(value(&question.body)["messages"][1], partial);
-        let closed = transcript.rendered(&body, &rendered("?<a>So far<end>"), ELAPSED);
+        let closed = transcript.rendered(&body, &rendered("?<a>So far, and no end<end>"), SPENT);
         assert_eq!(closed, Err(Unfit::Template));
-        for first in ["So far", ""] {
-            let question = transcript.rendered(&body, &rendered("?<a>So far"), ELAPSED).unwrap();
+        let told_so_far = "So far, and no end";
+        for pieces in [
+            &["So far, and no end so good"][..],
+            &["So far, and", " no end", " so good"],
+            &[" so good"],
+            &["So", " good"],
+        ] {
+            let question = transcript.rendered(&body, &rendered("?<a>So far, and no end"), SPENT).unwrap();
             assert_eq!((question.voice, &value(&question.body)["messages"][1]), (Voice::Chat, &partial));
-            let line = transcript.tell(chat(&format!("{first} so good"), "")).unwrap();
-            assert_eq!(told(&[line]).0, " so good", "whether it is repeated or not");
-            transcript.said.text.truncate("So far".len());
+            let lines: Vec<Bytes> = pieces.iter().map(|piece| transcript.tell(chat(piece, "")).unwrap()).collect();
+            let expected = if pieces[0] == "So" { "So good" } else { " so good" };
+            assert_eq!(told(&lines).0, expected, "whether it is repeated or not: {pieces:?}");
+            transcript.said.text.truncate(told_so_far.len());
         }
     }
+    let mut transcript = Transcript::new(Voice::Chat);
+    transcript.tell(chat("-", "")).unwrap();
+    assert_eq!(transcript.rest(&body(json!({ "tools": [{}] })), SPENT), Err(Unfit::Short), "it may just say it twice");
+}
+
+#[test]
+fn what_the_client_had_begun_itself_stands_in_the_prompt_once() {
+    let messages = json!([{ "role": "user", "content": "?" }, { "role": "assistant", "content": "PART" }]);
+    let begun = body(json!({ "messages": messages }));
+    for (told, expected) in [("PART and", "<user>?<assistant>PART and"), (" and", "<user>?<assistant>PART and")] {
+        let mut transcript = Transcript::new(Voice::Chat);
+        transcript.tell(chat(told, "")).unwrap();
+        assert_eq!(asked(&mut transcript, &begun, "<user>?<assistant>PART")["prompt"], expected);
+    }
+    let mut transcript = Transcript::new(Voice::Chat);
+    transcript.tell(chat("something long enough", "")).unwrap();
+    let with_tools = body(json!({ "messages": messages, "tools": [{}] }));
+    assert_eq!(transcript.rest(&with_tools, SPENT), Err(Unfit::Prefilled));
+}
+
+#[test]
+fn a_word_of_several_tokens_is_not_counted_twice() {
+    let mut transcript = Transcript::new(Voice::Chat);
+    for piece in ["It", " is", " un", "believ", "able"] {
+        transcript.tell(chat(piece, "")).unwrap();
+    }
+    let body = body(json!({ "options": { "temperature": 0, "num_predict": 10 } }));
+    let asked = asked(&mut transcript, &body, "");
+    assert_eq!((&asked["prompt"], &asked["options"]["num_predict"]), (&json!("It is"), &json!(8)));
+}
+
+#[test]
+fn a_process_that_died_is_replaced_twice_and_then_it_is_the_request_s_fault() {
+    let crash = line(&json!({ "error": "an error was encountered while running the model: CUDA error" }));
+    let mut transcript = Transcript::new(Voice::Chat);
+    transcript.tell(chat("So", "")).unwrap();
+    for time in 1..=3 {
+        assert!(matches!(transcript.tell(crash.clone()), Err(Untold::Crashed(why)) if why.contains("CUDA")));
+        assert_eq!(transcript.rest(&body(json!({})), SPENT).is_ok(), time < 3, "{time}");
+    }
+    let mut transcript = Transcript::new(Voice::Chat);
+    transcript.tell(chat("So", "")).unwrap();
+    let other = line(&json!({ "error": "context is full" }));
+    assert_eq!(transcript.tell(other.clone()), Ok(other));
+    assert!(transcript.is_over(), "another node would say the same");
+    let long = line(&json!({ "error": format!("has terminated {}", "x".repeat(9999)) }));
+    let mut transcript = Transcript::new(Voice::Chat);
+    assert!(matches!(transcript.tell(long), Err(Untold::Crashed(why)) if why.len() == REPORT_CHARS_MAX));
+}
+
+#[test]
+fn what_is_rendered_is_neither_generated_nor_kept_longer_than_asked() {
+    let mut transcript = Transcript::new(Voice::Chat);
+    transcript.tell(chat("So", "")).unwrap();
+    let body = body(json!({ "keep_alive": 0, "logprobs": true, "options": { "num_ctx": 512, "num_predict": 90 } }));
+    let Rest::Render(question) = transcript.rest(&body, SPENT).unwrap() else { panic!() };
+    let render = value(&question.body);
+    assert_eq!(render["options"], json!({ "num_ctx": 512, "num_predict": 1 }));
+    assert!(render.get("keep_alive").is_none() && render.get("logprobs").is_none());
+    let asked = value(&transcript.rendered(&body, &rendered(""), SPENT).unwrap().body);
+    assert_eq!(
+        (&asked["keep_alive"], &asked["logprobs"], &asked["options"]["num_predict"]),
+        (&json!(0), &json!(true), &json!(89))
+    );
+}
+
+#[test]
+fn a_line_that_cannot_be_read_is_told_only_where_it_is_ollama_s_own() {
+    let mut transcript = Transcript::new(Voice::Chat);
+    transcript.tell(chat("So far", "")).unwrap();
+    let body = body(json!({}));
+    asked(&mut transcript, &body, "");
+    assert_eq!(transcript.tell(Bytes::from_static(b"{]\n")), Err(Untold::Unfit(Unfit::Garbage)));
+    assert_eq!(transcript.rest(&body, SPENT), Err(Unfit::Garbage));
 }
 
 #[test]
@@ -264,10 +345,17 @@ fn thoughts_go_on_where_the_prompt_says_how_they_begin() {
             assert_eq!(told(&all), (text.to_owned(), thought.to_owned()), "cut at {cut}, pieces of {length}");
         }
     }
+    // One whose thought's end is a token that raw text does not show would tell its answer as a thought.
     let mut transcript = Transcript::new(Voice::Chat);
     transcript.tell(chat("", "hm")).unwrap();
-    transcript.rest(&body(json!({})), ELAPSED).unwrap();
-    assert_eq!(transcript.rendered(&body(json!({})), &rendered("<user>?"), ELAPSED), Err(Unfit::Thinking));
+    asked(&mut transcript, &body(json!({})), "<user>?<assistant><think>\n");
+    transcript.tell(said("and so it is")).unwrap();
+    assert_eq!(transcript.tell(last(1)), Err(Untold::Unfit(Unfit::Thinking)));
+
+    let mut transcript = Transcript::new(Voice::Chat);
+    transcript.tell(chat("", "hm")).unwrap();
+    transcript.rest(&body(json!({})), SPENT).unwrap();
+    assert_eq!(transcript.rendered(&body(json!({})), &rendered("<user>?"), SPENT), Err(Unfit::Thinking));
 }
 
 #[test]
@@ -275,10 +363,20 @@ fn a_text_that_was_thought_about_goes_on_without_thinking_again() {
     let mut transcript = Transcript::new(Voice::Chat);
     transcript.tell(chat("", "hm")).unwrap();
     transcript.tell(chat("It is.", "")).unwrap();
-    let Rest::Render(question) = transcript.rest(&body(json!({ "think": true })), ELAPSED).unwrap() else { panic!() };
+    let Rest::Render(question) = transcript.rest(&body(json!({ "think": true })), SPENT).unwrap() else { panic!() };
     assert_eq!(value(&question.body)["think"], false);
-    let asked = transcript.rendered(&body(json!({})), &rendered("?<think>\n"), ELAPSED).unwrap();
-    assert_eq!(value(&asked.body)["prompt"], "?<think>\nhm\n</think>\n\nIt is.", "one that always thinks");
+    let question = transcript.rendered(&body(json!({})), &rendered("?<think>\n"), SPENT).unwrap();
+    assert_eq!(value(&question.body)["prompt"], "?<think>\nhm\n</think>\n\nIt is.", "one that always thinks");
+    let mut transcript = Transcript::new(Voice::Chat);
+    transcript.tell(chat("I should", "")).unwrap();
+    let unthought = body(json!({ "think": false }));
+    assert_eq!(
+        asked(&mut transcript, &unthought, "?<think>\n")["prompt"],
+        "?<think>\nI should",
+        "nobody reads it as one"
+    );
+    let rendered = rendered("?<|start|>assistant");
+    assert_eq!(transcript.rendered(&body(json!({})), &rendered, SPENT), Err(Unfit::Template), "in which channel?");
 }
 
 #[test]
@@ -304,9 +402,15 @@ fn a_raw_prompt_is_gone_on_with_as_it_is_and_its_answer_stays_what_generate_says
     let body = br#"{"model":"m","prompt":"Once","raw":true,"options":{"seed":1}}"#;
     let mut transcript = Transcript::new(Voice::Generate);
     transcript.tell(said(" upon ")).unwrap();
-    let Rest::Ask(question) = transcript.rest(body, ELAPSED).unwrap() else { panic!("there is nothing to render") };
+    let Rest::Ask(question) = transcript.rest(body, SPENT).unwrap() else { panic!("there is nothing to render") };
     let asked = value(&question.body);
     assert_eq!((&asked["prompt"], &asked["options"]["seed"]), (&json!("Once upon "), &json!(1)));
+    for (more, unfit) in [(r#","images":["aGk="]"#, Unfit::Pictures), (r#","suffix":"end""#, Unfit::Gap)] {
+        let body = format!(r#"{{"model":"m","prompt":"Once <think>","raw":true{more}}}"#);
+        let mut transcript = Transcript::new(Voice::Generate);
+        transcript.tell(said(" upon ")).unwrap();
+        assert_eq!(transcript.rest(body.as_bytes(), SPENT), Err(unfit));
+    }
     let line = value(&transcript.tell(said("a time")).unwrap());
     assert_eq!((&line["response"], &line["model"], &line["done"]), (&json!("a time"), &json!("other"), &json!(false)));
     assert!(line.get("message").is_none());
@@ -317,6 +421,6 @@ fn a_backend_that_does_not_render_is_found_out() {
     let mut transcript = Transcript::new(Voice::Chat);
     transcript.tell(chat("So", "")).unwrap();
     for answer in [&b"{}"[..], b"", b"{\"message\":{\"content\":\"I answer\"}}", b"[1]"] {
-        assert_eq!(transcript.rendered(&body(json!({})), answer, ELAPSED), Err(Unfit::NotRendered));
+        assert_eq!(transcript.rendered(&body(json!({})), answer, SPENT), Err(Unfit::NotRendered));
     }
 }
