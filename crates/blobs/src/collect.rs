@@ -5,19 +5,23 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ollama::Digest;
 use types::BlobHash;
 
 use crate::disk;
 use crate::error::Error;
 use crate::journal::Journal;
 use crate::shared::{Shared, blocking};
+use crate::state::Known;
 
 /// Something that is gone, or would be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Collected {
     pub hash: BlobHash,
+    /// Of one that was whole.
+    pub sha256: Option<Digest>,
     pub size: u64,
-    /// Bytes of our own on the disk; 0 for what we only referred to.
+    /// Bytes of our own on the disk; 0 for what we only referred to, or what has another name besides ours.
     pub freed: u64,
 }
 
@@ -38,10 +42,16 @@ pub(crate) async fn collect(
     for hash in all {
         let found = {
             let shelf = shared.shelf();
-            let freed = |size| if shelf.own(&hash).is_some() { size } else { 0 };
-            shelf.known(&hash).map(|known| Collected { hash, size: known.size, freed: freed(known.size) })
+            let goes = shelf.own(&hash).is_some_and(|own| !disk::has_other_names(own));
+            shelf.known(&hash).map(|Known { sha256, size, .. }| Collected {
+                hash,
+                sha256: Some(sha256),
+                size,
+                freed: if goes { size } else { 0 },
+            })
         };
-        if let Some(found) = found.filter(|_| is_free(shared, keep, &hash)) {
+        let is_young = || age(&shared.folder.known(&hash)).is_none_or(|age| age < shared.config.young_max);
+        if let Some(found) = found.filter(|_| is_free(shared, keep, &hash) && !is_young()) {
             drop_all(shared, hash, mode).await?;
             collected.push(found);
         }
@@ -50,7 +60,7 @@ pub(crate) async fn collect(
     for (hash, size, freed) in blocking(move || unfinished(&with)).await? {
         if is_free(shared, keep, &hash) {
             drop_all(shared, hash, mode).await?;
-            collected.push(Collected { hash, size, freed });
+            collected.push(Collected { hash, sha256: None, size, freed });
         }
     }
     if mode == Mode::Real {
@@ -96,7 +106,9 @@ fn sweep(shared: &Shared) -> Result<(), Error> {
     for part in ["whole", "lists"] {
         for hash in shared.folder.scan(part)? {
             let is_known = shared.shelf().entry(&hash).is_some() || shared.folder.partial(&hash).exists();
-            let is_young = || age(&shared.folder.dir.join(part).join(hash.hex())).is_none_or(|age| age < YOUNG);
+            // An import writes its list before its record.
+            let age = age(&shared.folder.dir.join(part).join(hash.hex()));
+            let is_young = || age.is_none_or(|age| age < shared.config.young_max);
             if !is_known && !shared.running().contains_key(&hash) && !is_young() {
                 let path = shared.folder.dir.join(part).join(hash.hex());
                 disk::remove(&path).map_err(Error::io("remove", &path))?;
@@ -105,9 +117,6 @@ fn sweep(shared: &Shared) -> Result<(), Error> {
     }
     Ok(())
 }
-
-/// An import writes its list before its record.
-const YOUNG: Duration = Duration::from_secs(3600);
 
 fn age(path: &Path) -> Option<Duration> {
     path.metadata().ok()?.modified().ok()?.elapsed().ok()

@@ -16,10 +16,12 @@ pub struct Config {
     pub fetches_max: usize,
     /// After this time without a new byte, `collect` removes what a fetch has left unfinished and nobody wants kept.
     pub partial_age_max: Duration,
+    /// What became known within this time is not collected: whoever brought it may be about to say that it is needed.
+    pub young_max: Duration,
 }
 
 impl Config {
-    /// Four fetches at once, no limits, unfinished ones kept for a week.
+    /// Four fetches at once, no limits, unfinished ones kept for a week, and everything for an hour.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: dir.into(),
@@ -27,6 +29,7 @@ impl Config {
             down: None,
             fetches_max: 4,
             partial_age_max: Duration::from_secs(7 * 24 * 3600),
+            young_max: Duration::from_secs(3600),
         }
     }
 }

@@ -126,6 +126,19 @@ fn temporary(path: &Path) -> PathBuf {
     path.with_extension(TEMPORARY)
 }
 
+/// Whether others may hold on to the same bytes under another name. Where the system does not tell, nobody does.
+pub(crate) fn has_other_names(path: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        fs::symlink_metadata(path).is_ok_and(|found| std::os::unix::fs::MetadataExt::nlink(&found) > 1)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = path;
+        false
+    }
+}
+
 /// Says whether there was one.
 pub(crate) fn remove(path: &Path) -> io::Result<bool> {
     match fs::remove_file(path) {

@@ -25,6 +25,7 @@ use crate::scrub::{self, Report};
 use crate::serve::serve;
 use crate::shared::{Figures, Shared, blocking};
 use crate::state::{Known, State};
+use crate::survey::{self, Survey};
 use crate::task::Task;
 
 /// Fetches that run or wait their turn. One more is refused.
@@ -93,6 +94,30 @@ impl Blobs {
     pub async fn also_at(&self, hash: &BlobHash, path: impl Into<PathBuf>) -> Result<(), Error> {
         let (shared, hash, path) = (self.shared.clone(), *hash, path.into());
         blocking(move || import::also_at(&shared, &hash, &path)).await
+    }
+
+    /// Whether a file holds this blob. It is read, unless what it holds was seen before and it has not changed since.
+    pub async fn lies_at(&self, hash: &BlobHash, path: impl Into<PathBuf>) -> Result<bool, Error> {
+        let (shared, hash, path) = (self.shared.clone(), *hash, path.into());
+        blocking(move || import::lies_at(&shared, &hash, &path)).await
+    }
+
+    /// Gives a file we refer to a name of ours as well, so that it stays when its owner removes it: one file, nothing is
+    /// copied. Says whether the blob is ours now; it is not where the file system or the file's owner do not allow that.
+    pub async fn keep(&self, hash: &BlobHash, path: impl Into<PathBuf>) -> Result<bool, Error> {
+        let taken = self.shared.take(*hash).await;
+        let (shared, hash, path) = (self.shared.clone(), *hash, path.into());
+        blocking(move || {
+            let _taken = taken;
+            import::keep(&shared, &hash, &path)
+        })
+        .await
+    }
+
+    /// Looks at all files anew.
+    pub async fn survey(&self) -> Result<Survey, Error> {
+        let shared = self.shared.clone();
+        blocking(move || survey::survey(&shared)).await
     }
 
     /// All that are here.
@@ -169,15 +194,9 @@ impl Blobs {
         if report.damaged.is_empty() {
             return Ok(report);
         }
-        let known = self.known(hash).ok_or(Error::Absent { hash: *hash })?;
-        if self.shared.running().contains_key(hash) {
-            return Err(Error::Fetching { hash: *hash }.into());
-        }
-        let taken = Arc::new(self.shared.take(*hash).await);
-        let (shared, damage) = (self.shared.clone(), report.clone());
-        blocking(move || scrub::demote(&shared, &taken, &damage)).await?;
-        let Known { hash, sha256, size } = known;
-        let path = self.fetch(Want { hash, size, sha256 }, sources).done().await?;
+        let want = self.set_aside(&report).await?;
+        let hash = want.hash;
+        let path = self.fetch(want, sources).done().await?;
         if path != self.shared.folder.whole(&hash) {
             // Another file we refer to stands in for the damaged one, and has not been looked at.
             let other = self.verify(&hash).await?;
@@ -185,6 +204,19 @@ impl Blobs {
         }
         self.shared.counters.chunks_repaired.fetch_add(report.damaged.len() as u64, Ordering::Relaxed);
         Ok(Report { repaired: true, ..report })
+    }
+
+    /// The first half of a repair: what is good of a damaged blob is a partial one from then on, and this is what a fetch of
+    /// the rest wants.
+    pub async fn set_aside(&self, damage: &Report) -> Result<Want, Error> {
+        let Known { hash, sha256, size } = self.known(&damage.hash).ok_or(Error::Absent { hash: damage.hash })?;
+        if self.shared.running().contains_key(&hash) {
+            return Err(Error::Fetching { hash });
+        }
+        let taken = Arc::new(self.shared.take(hash).await);
+        let (shared, damage) = (self.shared.clone(), damage.clone());
+        blocking(move || scrub::demote(&shared, &taken, &damage)).await?;
+        Ok(Want { hash, size, sha256 })
     }
 
     /// Our own copy gives way to the file at this path, which holds the same: after it was linked, moved or copied there. It

@@ -1,6 +1,6 @@
 //! Takes in what is on this disk: both hashes in one pass, and nothing copied.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -49,7 +49,15 @@ pub(crate) fn refer(shared: &Shared, path: &Path, tell: impl Fn(u64)) -> Result<
     let known = Known { hash: list.root(), sha256, size: list.size() };
     shared.keep_list(&list)?;
     let reference = Reference { path, stamp };
-    let entry = shared.shelf().with_reference(&known, reference);
+    let entry = {
+        let shelf = shared.shelf();
+        let mut entry = shelf.with_reference(&known, reference);
+        // Which of the files was found to be damaged is not known: this one is good.
+        if matches!(shelf.state(&known.hash), Some(State::Damaged { .. })) {
+            entry.references.truncate(1);
+        }
+        entry
+    };
     shared.note(known.hash, |_| entry)?;
     let mut shelf = shared.shelf();
     if shelf.own(&known.hash).is_none() {
@@ -96,7 +104,7 @@ pub(crate) fn release(shared: &Shared, hash: &BlobHash, now_at: &Path) -> Result
     let file = File::open(&path).map_err(Error::io("open", &path))?;
     let stamp = Stamp::of(&file.metadata().map_err(Error::io("look at", &path))?);
     let own = shared.folder.whole(hash);
-    let is_same_file = stamp.inode != 0 && own.metadata().is_ok_and(|own| Stamp::of(&own) == stamp);
+    let is_same_file = is_known_file(shared, hash, &path, &stamp);
     if !is_same_file && (stamp.size != known.size || !holds(&file, hash).map_err(Error::io("read", &path))?) {
         return Err(Error::OtherContent { path, hash: *hash });
     }
@@ -110,6 +118,66 @@ pub(crate) fn release(shared: &Shared, hash: &BlobHash, now_at: &Path) -> Result
     disk::remove(&own).map_err(Error::io("remove", &own))?;
     shared.refresh(hash);
     Ok(())
+}
+
+/// Whether this is a file whose content was seen to be the blob's: our own by another name, or one we refer to.
+fn is_known_file(shared: &Shared, hash: &BlobHash, path: &Path, stamp: &Stamp) -> bool {
+    let shelf = shared.shelf();
+    let is_own = || shelf.own(hash).and_then(|own| own.metadata().ok()).is_some_and(|own| Stamp::of(&own) == *stamp);
+    let referred = |other: &Reference| other.stamp == *stamp && (stamp.inode != 0 || other.path == path);
+    let is_referred = || shelf.entry(hash).is_some_and(|entry| entry.references.iter().any(referred));
+    matches!(shelf.state(hash), Some(State::Whole { .. })) && (stamp.inode != 0 && is_own() || is_referred())
+}
+
+/// Whether a file holds the blob. It is read unless its content was seen before; then it is known from now on. Blocks.
+pub(crate) fn lies_at(shared: &Shared, hash: &BlobHash, path: &Path) -> Result<bool, Error> {
+    let path = std::path::absolute(path).map_err(Error::io("find", path))?;
+    if path.to_str().is_none() {
+        return Err(Error::Path { path, reason: "it is not UTF-8" });
+    }
+    let known = shared.shelf().known(hash).ok_or(Error::Absent { hash: *hash })?;
+    let file = File::open(&path).map_err(Error::io("open", &path))?;
+    let metadata = file.metadata().map_err(Error::io("look at", &path))?;
+    let stamp = Stamp::of(&metadata);
+    if !metadata.is_file() || stamp.size != known.size {
+        return Ok(false);
+    }
+    if !is_known_file(shared, hash, &path, &stamp) && !holds(&file, hash).map_err(Error::io("read", &path))? {
+        return Ok(false);
+    }
+    let entry = shared.shelf().with_reference(&known, Reference { path, stamp });
+    shared.note(*hash, |_| entry)?;
+    Ok(true)
+}
+
+/// A file we refer to gets a name in our own folder, where the file system can do that. Blocks.
+pub(crate) fn keep(shared: &Shared, hash: &BlobHash, path: &Path) -> Result<bool, Error> {
+    let path = std::path::absolute(path).map_err(Error::io("find", path))?;
+    let (entry, is_own) = {
+        let shelf = shared.shelf();
+        (shelf.entry(hash).cloned().ok_or(Error::Absent { hash: *hash })?, shelf.own(hash).is_some())
+    };
+    if is_own {
+        return Ok(true);
+    }
+    let Some(reference) = entry.references.iter().find(|reference| reference.path == path) else { return Ok(false) };
+    let own = shared.folder.whole(hash);
+    disk::remove(&own).map_err(Error::io("remove", &own))?;
+    // Another file system, one without links, or a file of another user's, which Linux lets nobody link to.
+    if fs::hard_link(&path, &own).is_err() {
+        return Ok(false);
+    }
+    // What was linked is the file that was looked at, and no way to it.
+    let is_it = fs::symlink_metadata(&own).is_ok_and(|own| own.is_file() && Stamp::of(&own) == reference.stamp);
+    if !is_it {
+        disk::remove(&own).map_err(Error::io("remove", &own))?;
+        return Ok(false);
+    }
+    let dir = shared.folder.dir.join("whole");
+    disk::sync_dir(&dir).map_err(Error::io("sync", &dir))?;
+    shared.note(*hash, |_| entry.clone())?;
+    shared.close(hash);
+    Ok(true)
 }
 
 fn holds(file: &File, hash: &BlobHash) -> io::Result<bool> {

@@ -31,6 +31,7 @@ mod serve;
 mod shared;
 mod space;
 mod state;
+mod survey;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -44,4 +45,5 @@ pub use handle::{Blobs, Hold, RepairError, new};
 pub use scrub::Report;
 pub use shared::Figures;
 pub use state::{Known, State};
+pub use survey::{Part, Survey};
 pub use task::Task;

@@ -9,9 +9,9 @@ use std::sync::atomic::Ordering;
 use types::BlobHash;
 
 use crate::chunks::{self, Builder, CHUNK_BYTES, Chunks};
-use crate::disk;
+use crate::disk::{self, Stamp};
 use crate::error::Error;
-use crate::folder::open_stamped;
+use crate::folder::{Reference, open_stamped};
 use crate::journal::Journal;
 use crate::shared::{Shared, Taken};
 use crate::state::{Known, State};
@@ -76,21 +76,25 @@ pub(crate) fn verify(shared: &Shared, hash: &BlobHash) -> Result<Report, Error> 
     Ok(Report { hash: *hash, chunks, damaged, repaired: false })
 }
 
-/// Makes a partial blob of a damaged one, with the chunks that are good. A file of our own becomes it; of one we only refer
-/// to the good chunks are copied, and the reference is dropped. Blocks.
+/// Makes a partial blob of a damaged one, with the chunks that are good. A file of ours alone becomes it; of one that
+/// others have too the good chunks are copied, and we let go of it. Blocks.
 pub(crate) fn demote(shared: &Shared, taken: &Arc<Taken>, report: &Report) -> Result<(), Error> {
     let hash = report.hash;
     let (known, path) = place(shared, &hash)?;
     let list = shared.folder.read_list(&hash, known.size);
     shared.close(&hash);
-    let is_ours = path == shared.folder.whole(&hash);
-    match (list, is_ours) {
-        (Some(list), true) => own_to_partial(shared, &path, report, &list)?,
-        (Some(_), false) => copy_to_partial(shared, taken, &path, report, &known)?,
-        (None, true) => _ = disk::remove(&path).map_err(Error::io("remove", &path))?,
-        (None, false) => {}
+    let stamp = path.metadata().ok().map(|metadata| Stamp::of(&metadata));
+    let is_own = path == shared.folder.whole(&hash);
+    let is_shared = !is_own || disk::has_other_names(&path);
+    match (&list, is_shared) {
+        (Some(list), false) => own_to_partial(shared, &path, report, list)?,
+        (Some(_), true) => copy_to_partial(shared, taken, &path, stamp, report, &known)?,
+        (None, _) => {}
     }
-    let entry = shared.shelf().without_reference(&hash, &path).ok_or(Error::Absent { hash })?;
+    if is_own {
+        disk::remove(&path).map_err(Error::io("remove", &path))?;
+    }
+    let entry = shared.shelf().without_file(&hash, &path, stamp).ok_or(Error::Absent { hash })?;
     shared.note(hash, |_| entry)
 }
 
@@ -119,17 +123,14 @@ fn copy_to_partial(
     shared: &Shared,
     taken: &Arc<Taken>,
     path: &Path,
+    stamp: Option<Stamp>,
     report: &Report,
     known: &Known,
 ) -> Result<(), Error> {
     let _taken = taken;
-    let Some(file) = shared
-        .shelf()
-        .entry(&known.hash)
-        .and_then(|entry| entry.references.iter().find(|reference| reference.path == path).and_then(open_stamped))
-    else {
-        return Ok(());
-    };
+    // The one that was read just now, or none.
+    let same = stamp.and_then(|stamp| open_stamped(&Reference { path: path.to_owned(), stamp }));
+    let Some(file) = same else { return Ok(()) };
     let (partial, _losses) = shared.open_partial(known.hash, known.size)?;
     let at = partial.path.clone();
     let missing = partial.unallocated().map_err(Error::io("look at", &at))?;

@@ -106,10 +106,13 @@ impl Shelf {
         Entry { size: known.size, sha256: known.sha256, references }
     }
 
-    /// The entry as it would be without the references to this path.
-    pub(crate) fn without_reference(&self, hash: &BlobHash, path: &Path) -> Option<Entry> {
+    /// The entry as it would be without the references to this file, under whichever name.
+    pub(crate) fn without_file(&self, hash: &BlobHash, path: &Path, stamp: Option<Stamp>) -> Option<Entry> {
         let mut entry = self.entry(hash)?.clone();
-        entry.references.retain(|reference| reference.path != path);
+        let is_it = |other: &Reference| {
+            other.path == path || stamp.is_some_and(|stamp| stamp.inode != 0 && other.stamp == stamp)
+        };
+        entry.references.retain(|reference| !is_it(reference));
         Some(entry)
     }
 
@@ -209,7 +212,7 @@ mod tests {
     fn a_blob_without_a_place_is_off_the_shelf() {
         let mut shelf = Shelf::default();
         refer(&mut shelf, known(1), reference("/a", 1));
-        let entry = shelf.without_reference(&known(1).hash, Path::new("/a")).unwrap();
+        let entry = shelf.without_file(&known(1).hash, Path::new("/a"), None).unwrap();
         shelf.put(known(1).hash, entry, None);
         assert_eq!((shelf.state(&known(1).hash), shelf.by_sha256(&known(1).sha256)), (None, None));
         assert!(shelf.all().is_empty());

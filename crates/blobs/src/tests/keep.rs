@@ -106,6 +106,98 @@ async fn collecting_frees_what_is_ours_and_only_forgets_what_is_not() {
 }
 
 #[tokio::test]
+async fn what_came_a_moment_ago_is_not_collected() {
+    let mut mesh = Mesh::new();
+    let config = Config::new(mesh.path("careful"));
+    let node = mesh.node_with(config, Arc::new(crate::disk::Os));
+    let new = node.adopt(*b"new").await.unwrap();
+    assert!(node.collect(&BTreeSet::new()).await.unwrap().is_empty());
+    assert!(node.locate(&new.hash).await.is_some());
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn what_is_kept_stays_when_its_owner_removes_it_and_takes_no_room_until_then() {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let mut mesh = Mesh::new();
+    let bytes = content(3 * MIB + 1, 61);
+    let file = mesh.file("weights", &bytes);
+    let node = mesh.node();
+    let known = node.refer(&file, |_| {}).await.unwrap();
+    assert!(!node.keep(&known.hash, mesh.path("elsewhere")).await.unwrap(), "that is no file we refer to");
+    assert!(node.keep(&known.hash, &file).await.unwrap() && node.keep(&known.hash, &file).await.unwrap());
+    let State::Whole { path: own, ours: true } = node.state(&known.hash) else {
+        panic!("{:?}", node.state(&known.hash))
+    };
+    assert_eq!(fs::metadata(&own).unwrap().ino(), fs::metadata(&file).unwrap().ino(), "nothing was copied");
+    let dry = node.collect_dry(&BTreeSet::new()).await.unwrap();
+    assert_eq!((dry.len(), dry[0].freed, dry[0].sha256), (1, 0, Some(known.sha256)), "its owner has it still");
+    fs::remove_file(&file).unwrap();
+    assert_same(&node.locate(&known.hash).await.unwrap(), &bytes);
+    assert_eq!(node.collect(&BTreeSet::new()).await.unwrap()[0].freed, known.size);
+
+    // A way to a file is not the file.
+    let (target, way) = (mesh.file("target", &bytes), mesh.path("way"));
+    std::os::unix::fs::symlink(&target, &way).unwrap();
+    let known = node.refer(&way, |_| {}).await.unwrap();
+    assert!(!node.keep(&known.hash, &way).await.unwrap());
+    assert_eq!(node.state(&known.hash), State::Whole { path: way, ours: false });
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_file_that_others_have_too_is_not_written_to_when_it_is_repaired() {
+    let mut mesh = Mesh::new();
+    let bytes = content(4 * MIB, 62);
+    mesh.holder(&bytes).await;
+    let file = mesh.file("weights", &bytes);
+    let node = mesh.node();
+    let hash = node.refer(&file, |_| {}).await.unwrap().hash;
+    assert!(node.keep(&hash, &file).await.unwrap());
+    let mut wrong = bytes.clone();
+    wrong[2 * MIB + 5] ^= 1;
+    fs::write(&file, &wrong).unwrap();
+    let report = within(node.repair(&hash, sources([0]))).await.unwrap();
+    assert_eq!((report.damaged.len(), report.repaired), (1, true));
+    assert_same(&file, &wrong);
+    assert_same(&node.locate(&hash).await.unwrap(), &bytes);
+    assert!(matches!(node.state(&hash), State::Whole { ours: true, .. }));
+}
+
+#[tokio::test]
+async fn a_file_is_what_it_holds_and_not_how_long_it_is() {
+    let mut mesh = Mesh::new();
+    let (bytes, other) = (content(2 * MIB + 7, 63), content(2 * MIB + 7, 64));
+    let node = mesh.node();
+    let hash = node.adopt(bytes.clone()).await.unwrap().hash;
+    let (good, wrong) = (mesh.file("good", &bytes), mesh.file("wrong", &other));
+    assert!(node.lies_at(&hash, &good).await.unwrap());
+    assert!(!node.lies_at(&hash, &wrong).await.unwrap());
+    assert!(!node.lies_at(&hash, mesh.file("short", b"x")).await.unwrap());
+    // It was read, so it stands in for ours from now on.
+    node.release(&hash, &good).await.unwrap();
+    assert_eq!(node.state(&hash), State::Whole { path: good.clone(), ours: false });
+    fs::write(&good, &other).unwrap();
+    assert!(!node.lies_at(&hash, &good).await.unwrap());
+    let missing = node.lies_at(&hash, mesh.path("missing")).await.unwrap_err();
+    assert!(matches!(missing, Error::Io { .. }), "{missing}");
+}
+
+#[tokio::test]
+async fn a_survey_sees_what_others_have_removed() {
+    let mut mesh = Mesh::new();
+    let bytes = content(3 * MIB, 65);
+    let file = mesh.file("weights", &bytes);
+    let node = mesh.node();
+    let hash = node.refer(&file, |_| {}).await.unwrap().hash;
+    let own = node.adopt(*b"own").await.unwrap().hash;
+    assert_eq!(node.survey().await.unwrap().whole, BTreeSet::from([hash, own]));
+    fs::remove_file(&file).unwrap();
+    assert_eq!(node.survey().await.unwrap().whole, BTreeSet::from([own]));
+}
+
+#[tokio::test]
 async fn unfinished_fetches_are_collected_when_they_are_old_and_nobody_runs_them() {
     let mut mesh = Mesh::new();
     let bytes = content(6 * MIB, 52);
@@ -117,6 +209,8 @@ async fn unfinished_fetches_are_collected_when_they_are_old_and_nobody_runs_them
     within(receiver.fetch(wrong, sources([0])).done()).await.unwrap_err();
     let hash = want(&bytes).hash;
     assert!(matches!(receiver.state(&hash), State::Partial { .. }));
+    let part = crate::Part { chunks: 6, of: 6 };
+    assert_eq!(receiver.survey().await.unwrap().partial.into_iter().collect::<Vec<_>>(), [(hash, part)]);
     let running = receiver.fetch(crate::Want { hash: want(b"").hash, ..wrong }, sources([]));
     assert!(receiver.collect(&BTreeSet::from([hash])).await.unwrap().is_empty());
     let collected = receiver.collect(&BTreeSet::new()).await.unwrap();

@@ -93,6 +93,7 @@ impl Mesh {
 
     pub(super) fn node_on(&mut self, disk: Arc<dyn Disk>) -> Blobs {
         let config = Config::new(self.path(&format!("node-{}", self.nets.len())));
+        let config = Config { young_max: Duration::ZERO, ..config };
         self.node_with(config, disk)
     }
 
