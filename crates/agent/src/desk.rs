@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use ollama::seen;
+use ollama::{ModelName, seen};
 use scheduler::{Class, Estimate, ModelKey, Moment, Place, Promise, Seconds, Tenant, Work};
 use serde::{Deserialize, Serialize};
 
@@ -607,8 +607,10 @@ impl Desk {
 
     /// What the backend has. What is gone is forgotten once nobody uses it.
     pub fn listed(&mut self, tags: &[seen::Listed]) {
+        // A name for the moment of a pull is nobody's to ask for.
+        let lasting = tags.iter().filter(|tag| !tag.name.parse::<ModelName>().is_ok_and(|name| name.is_passing()));
         let tags: Vec<(ModelKey, &seen::Listed)> =
-            tags.iter().filter_map(|tag| Some((key_of(&tag.digest)?, tag))).collect();
+            lasting.filter_map(|tag| Some((key_of(&tag.digest)?, tag))).collect();
         let listed: BTreeSet<ModelKey> = tags.iter().map(|(key, _)| *key).collect();
         let used: BTreeSet<ModelKey> = self.jobs.values().map(|job| job.work.model).collect();
         self.names = tags.iter().map(|(key, tag)| (tag.name.clone(), *key)).collect();

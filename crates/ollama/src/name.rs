@@ -68,6 +68,9 @@ fn is_reserved(text: &str) -> bool {
     cfg!(windows) && (device || numbered("com") || numbered("lpt") || text.ends_with('.') || text.contains(':'))
 }
 
+/// Nobody takes such a namespace by chance.
+const PASSING: &str = "omx-passing-";
+
 impl ModelName {
     /// From its place below `manifests/`; `None` where that is no name's place.
     pub(crate) fn from_parts(host: &str, namespace: &str, model: &str, tag: &str) -> Option<Self> {
@@ -99,6 +102,21 @@ impl ModelName {
     /// Below `manifests/`.
     pub(crate) fn path(&self) -> PathBuf {
         self.parts().iter().collect()
+    }
+
+    /// What this model is called for as long as an Ollama on this machine pulls it from a port of ours. The secret is what
+    /// nobody else on the machine can guess. `None` where no name can hold a port: Windows makes no folder of one.
+    pub fn passing(&self, port: u16, secret: [u8; 16]) -> Option<Self> {
+        let secret: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+        Self::from_parts(&format!("127.0.0.1:{port}"), &format!("{PASSING}{secret}"), &self.model, &self.tag)
+    }
+
+    /// Whether it is a name of that kind, of whichever node: it means nothing to anybody else, and may have been left
+    /// behind by one that was cut off.
+    pub fn is_passing(&self) -> bool {
+        let secret = self.namespace.strip_prefix(PASSING).unwrap_or_default();
+        let is_secret = secret.len() == 32 && secret.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_secret && self.host.starts_with("127.0.0.1:")
     }
 
     fn folded(&self) -> impl Iterator<Item = u8> {
@@ -213,6 +231,25 @@ mod tests {
     fn a_host_needs_three_parts() {
         assert_eq!(parse("localhost:5000/m"), None);
         assert_eq!(parse("localhost:5000/ns/m").unwrap()[0], "localhost:5000");
+    }
+
+    #[cfg(not(windows))]
+    #[test]
+    fn a_passing_name_is_known_as_one_and_no_other_is() {
+        let name: ModelName = "me/m:1b".parse().unwrap();
+        let passing = name.passing(4711, [0xab; 16]).unwrap();
+        assert!(passing.is_passing() && passing.to_string().parse::<ModelName>().unwrap().is_passing());
+        assert_eq!((passing.model(), passing.tag()), ("m", "1b"));
+        let secret = "ab".repeat(16);
+        for other in [
+            name.to_string(),
+            format!("omx-passing-{secret}/m"),
+            format!("hf.co/omx-passing-{secret}/m"),
+            format!("127.0.0.1:4711/{secret}/m"),
+            "127.0.0.1:4711/omx-passing-/m".to_owned(),
+        ] {
+            assert!(!other.parse::<ModelName>().unwrap().is_passing(), "{other}");
+        }
     }
 
     #[test]
