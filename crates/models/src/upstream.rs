@@ -8,6 +8,7 @@ mod address;
 mod exchange;
 mod parts;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, SeekFrom};
 use std::net::IpAddr;
@@ -128,7 +129,17 @@ impl Upstream {
         if manifest.layers.is_empty() || manifest.blobs().any(|layer| layer.size == 0 || layer.size > LAYER_BYTES_MAX) {
             return Err(Error::Strange("a manifest whose layers have impossible sizes".to_owned()));
         }
+        let mut sizes = BTreeMap::new();
+        if manifest.blobs().any(|layer| sizes.insert(layer.digest, layer.size).is_some_and(|other| other != layer.size))
+        {
+            return Err(Error::Strange("a manifest that gives a layer two sizes".to_owned()));
+        }
         Ok(Offered { bytes, manifest })
+    }
+
+    /// Bytes of a layer that `layer` would have to fetch.
+    pub fn missing(&self, layer: &Layer, root: &Path) -> u64 {
+        Parts::missing_bytes(root, layer)
     }
 
     /// Fetches a layer below a folder and says where it lies. What is there of it already is not fetched again; what is
@@ -149,7 +160,8 @@ impl Upstream {
         tell(parts.done());
         let mut runs = runs(&parts);
         runs.reverse();
-        let fetching = Fetching { roads: &self.roads, page, size: layer.size, parts: Mutex::new(parts), tell };
+        let (parts, alone) = (Mutex::new(parts), tokio::sync::Mutex::default());
+        let fetching = Fetching { roads: &self.roads, page, size: layer.size, parts, alone, tell };
         let runs = Mutex::new(runs);
         let next = || runs.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let streams = (0..STREAMS).map(async |_| {
@@ -180,6 +192,8 @@ struct Fetching<'a, T> {
     page: Page,
     size: u64,
     parts: Mutex<Parts>,
+    /// Held by whoever reads an answer from its beginning, since that is all the registry gives.
+    alone: tokio::sync::Mutex<()>,
     tell: &'a T,
 }
 
@@ -203,9 +217,10 @@ impl<T: Fn(u64) + Sync> Fetching<'_, T> {
     async fn run(&self, mut run: Run) -> Result<(), Error> {
         let (mut tries, mut pause) = (0, PAUSE_MIN);
         while !run.parts.is_empty() {
-            let before = run.parts.len();
+            let before = self.lock().missing().count();
             let Err(error) = self.attempt(&mut run).await else { continue };
-            (tries, pause) = if run.parts.len() < before { (0, PAUSE_MIN) } else { (tries + 1, pause * 2) };
+            let has_more = self.lock().missing().count() < before;
+            (tries, pause) = if has_more { (0, PAUSE_MIN) } else { (tries + 1, pause * 2) };
             if tries == TRIES || !error.may_pass() {
                 return Err(error);
             }
@@ -220,45 +235,75 @@ impl<T: Fn(u64) + Sync> Fetching<'_, T> {
         let (Some((_, first)), Some((_, last))) = (run.parts.first(), run.parts.last()) else { return Ok(()) };
         let (start, end) = (first.start, last.end);
         let range = format!("bytes={start}-{}", end - 1);
-        let mut answer = self.roads.ask(&Method::GET, &self.page, &[("range", &range)]).await?;
-        let mut at = match answer.status {
+        let answer = self.roads.ask(&Method::GET, &self.page, &[("range", &range)]).await?;
+        match answer.status {
             206 => {
                 let said = answer.headers.get("content-range").and_then(|said| said.to_str().ok()).unwrap_or_default();
                 if said != format!("bytes {start}-{}/{}", end - 1, self.size) {
                     return Err(Error::Strange("another range than was asked for".to_owned()));
                 }
-                start
+                self.take(answer, start, &mut run.parts).await
             }
-            // All of it, from its beginning: good for what lies at the beginning, and read past for the rest.
-            200 => 0,
-            _ => return Err(refusal(answer).await),
+            200 => {
+                let taken = self.take_all(answer).await;
+                let missing: Vec<u64> = self.lock().missing().map(|(part, _)| part).collect();
+                run.parts.retain(|(part, _)| missing.contains(part));
+                taken
+            }
+            _ => Err(refusal(answer).await),
+        }
+    }
+
+    /// All of it, from its beginning: whatever is asked for, this registry sends the same. So one of us listens, to the
+    /// end, and takes what is missing for all; the others wait for that.
+    async fn take_all(&self, answer: exchange::Answer) -> Result<(), Error> {
+        let Ok(_alone) = self.alone.try_lock() else {
+            drop(answer);
+            drop(self.alone.lock().await);
+            return Ok(());
         };
+        let mut missing: Vec<_> = self.lock().missing().collect();
+        self.take(answer, 0, &mut missing).await
+    }
+
+    /// Writes these parts out of an answer that begins at `at`. Those that came are gone from them.
+    async fn take(
+        &self,
+        mut answer: exchange::Answer,
+        mut at: u64,
+        parts: &mut Vec<(u64, Range<u64>)>,
+    ) -> Result<(), Error> {
         let path = self.lock().data();
         let disk = |source| Error::Disk { path: path.clone(), source };
         let mut file = tokio::fs::File::options().write(true).open(&path).await.map_err(disk)?;
-        file.seek(SeekFrom::Start(start)).await.map_err(disk)?;
-        while let Some(bytes) = answer.next().await {
+        let mut cursor = 0;
+        while !parts.is_empty() {
+            let Some(bytes) = answer.next().await else { return Err(Error::Broken) };
             let mut bytes = bytes?;
-            let before = start.saturating_sub(at).min(bytes.len() as u64);
-            at += before;
-            drop(bytes.split_to(usize::try_from(before).expect("no more than there are")));
-            while let Some((part, range)) = run.parts.first().cloned().filter(|_| !bytes.is_empty()) {
+            while let Some((part, range)) = parts.first().cloned() {
+                let before = range.start.saturating_sub(at).min(bytes.len() as u64);
+                at += before;
+                drop(bytes.split_to(usize::try_from(before).expect("no more than there are")));
+                if bytes.is_empty() {
+                    break;
+                }
+                if cursor != at {
+                    file.seek(SeekFrom::Start(at)).await.map_err(disk)?;
+                }
                 let wanted = usize::try_from(range.end - at).unwrap_or(usize::MAX).min(bytes.len());
                 file.write_all(&bytes.split_to(wanted)).await.map_err(disk)?;
                 at += wanted as u64;
+                cursor = at;
                 if at == range.end {
                     file.sync_data().await.map_err(disk)?;
-                    run.parts.remove(0);
-                    let mut parts = self.lock();
-                    parts.came(part).map_err(disk)?;
-                    (self.tell)(parts.done());
+                    parts.remove(0);
+                    let mut here = self.lock();
+                    here.came(part).map_err(disk)?;
+                    (self.tell)(here.done());
                 }
             }
-            if run.parts.is_empty() {
-                return Ok(());
-            }
         }
-        Err(Error::Broken)
+        Ok(())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Parts> {
