@@ -32,8 +32,8 @@ pub(crate) enum Models {
     Show { name: String },
     /// Bring a model into the mesh from the registry its name begins with
     ///
-    /// From other nodes where they have it already, else from the registry, once for the whole mesh. Ctrl-C ends it; what
-    /// has come is kept, and the next pull goes on with it.
+    /// From other nodes where they have it already, else from the registry, once for the whole mesh. Ctrl-C ends the watching;
+    /// the node goes on, and another `pull` of the same name watches it again.
     Pull { name: String },
     /// Make a model of a GGUF file on this machine
     ///
@@ -42,6 +42,9 @@ pub(crate) enum Models {
     /// Say on how many nodes a model should be, and on which
     Place(Place),
     /// Read all files of a model again on all nodes that have it; exit code 0 when they are whole
+    ///
+    /// What is damaged is fetched again from other nodes by itself; `--repair` waits for that. A node whose files cannot be
+    /// read, or that is down, is named, and then not all was looked at: exit code 1.
     Verify {
         name: String,
         /// Fetch what is damaged from other nodes
@@ -68,7 +71,7 @@ pub(crate) enum Models {
     Rm { name: String },
     /// Bring back a name that was removed
     Restore { name: String },
-    /// Free what no model needs any more, on this node
+    /// Free what no model needs any more, on this node; what came within an hour stays
     Gc {
         /// Only say what would go
         #[arg(long)]

@@ -30,8 +30,9 @@ pub use keys::NewKey;
 pub use raft::Timing;
 pub use registry::{
     Actor, Addresses, ApiKey, Candidate, Change, Command, Definition, DeletedTag, Done, Enrolled, Expect, Grant,
-    JoinToken, JournalEntry, KeyHash, KeyId, KeyLimits, Member, Mesh, Moved, Outcome, Piece, Proof, Refused, Registry,
-    Removed, Replicas, Rule, Seats, Setting, Settings, StateHash, Tag, TokenId, TokenPrefix, Verb, Version,
+    JoinToken, JournalEntry, KeyHash, KeyId, KeyLimits, LAYERS_MAX, MANIFEST_BYTES_MAX, Member, Mesh, Moved, Outcome,
+    Piece, Proof, Refused, Registry, Removed, Replicas, Rule, Seats, Setting, Settings, StateHash, Tag, TokenId,
+    TokenPrefix, Verb, Version,
 };
 #[cfg(feature = "test-util")]
 pub use runtime::Sim;

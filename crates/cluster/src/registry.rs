@@ -28,7 +28,7 @@ pub use command::{Command, Done, Outcome, Refused, Verb};
 pub use journal::JournalEntry;
 pub use keys::{ApiKey, Grant, KeyHash, KeyId, KeyLimits};
 pub use members::{Addresses, Candidate, Member, Proof, Removed};
-pub use models::{Piece, Version};
+pub use models::{LAYERS_MAX, MANIFEST_BYTES_MAX, Piece, Version};
 pub use placement::{Replicas, Rule};
 pub use settings::{Change, Definition, Setting, Settings};
 pub use tags::{DeletedTag, Expect, Moved, Tag};

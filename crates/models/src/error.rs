@@ -22,12 +22,12 @@ pub enum Error {
     Fetch(#[from] blobs::FetchError),
     #[error("no node that has version `{0}` can be reached")]
     NoSources(Digest),
+    #[error("nobody but its backend can read the files of version `{0}` here")]
+    Unseen(Digest),
     #[error("a worker changes nothing for the mesh")]
     Worker,
     #[error("failed to keep a blob")]
     Blobs(#[from] blobs::Error),
-    #[error("failed to repair a blob")]
-    Repair(#[from] blobs::RepairError),
     #[error("failed to put the model into `{store}`")]
     Store { store: String, source: Box<store::Error> },
     #[error("the mesh did not take the model in")]
@@ -44,6 +44,14 @@ pub enum Error {
     Changed(Box<ModelName>),
     #[error("nothing on this node runs models")]
     NoStore,
+    #[error("the model's manifest has {found} {what}, where a mesh takes {max}")]
+    TooMuch { what: &'static str, found: usize, max: usize },
+    #[error("there is no room for the model: {needed} bytes are needed, {free} are free")]
+    NoRoom { needed: u64, free: u64 },
+    #[error("too many pulls are running on this node")]
+    TooManyPulls,
+    #[error("the node is stopping")]
+    Stopping,
 }
 
 impl From<cluster::Error> for Error {
@@ -79,10 +87,14 @@ impl Error {
                 Some("`omx models show NAME` tells which nodes have it; one of them must wake".to_owned())
             }
             Self::Worker => Some("ask a node whose role is `node`".to_owned()),
+            Self::NoRoom { .. } => Some("make room on this node's disk, or pull it at another node".to_owned()),
+            Self::TooManyPulls => Some("wait until one of them is through, or pull it at another node".to_owned()),
+            Self::Store { source, .. } => source.hint().map(str::to_owned),
             Self::UnknownVersion(_)
+            | Self::Unseen(_)
             | Self::Fetch(_)
-            | Self::Repair(_)
-            | Self::Store { .. }
+            | Self::TooMuch { .. }
+            | Self::Stopping
             | Self::Unreadable { .. }
             | Self::NoModel { .. }
             | Self::TextTooLong(_)

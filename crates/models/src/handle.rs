@@ -10,18 +10,22 @@ use net::{Net, Services};
 use ollama::client::Progress;
 use ollama::compose::Texts;
 use ollama::{Digest, ModelName, Origin};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use types::{BlobHash, NodeId};
 
 use crate::error::Error;
 use crate::holders::Holders;
 use crate::import::Imported;
 use crate::protocol::{HolderState, Holdings, Verified};
+use crate::pulls::{self, Pull};
 use crate::site::Site;
 use crate::store::{Access, Beside, Store};
 use crate::task::Task;
 use crate::turn::Turns;
 use crate::upstream::Upstream;
+
+/// Pulls that wait to begin, beside those that run. One more is refused.
+const PULLS_WAITING_MAX: usize = 32;
 
 /// What the crate stands on.
 #[derive(Debug)]
@@ -42,6 +46,7 @@ pub struct Parts {
 pub struct Models {
     site: Arc<Site>,
     nudge: Arc<Notify>,
+    pulls: mpsc::Sender<Pull>,
 }
 
 pub fn new(parts: Parts) -> (Models, Task) {
@@ -57,9 +62,14 @@ pub fn new(parts: Parts) -> (Models, Task) {
         incoming,
         memory,
         layers: Mutex::default(),
+        wrong: Mutex::default(),
+        seen: Mutex::default(),
+        mending: tokio::sync::Mutex::default(),
+        telling: tokio::sync::Mutex::default(),
     });
     let nudge = Arc::new(Notify::new());
-    (Models { site: site.clone(), nudge: nudge.clone() }, Task::new(site, nudge))
+    let (pulls, pulled) = mpsc::channel(PULLS_WAITING_MAX);
+    (Models { site: site.clone(), nudge: nudge.clone(), pulls }, Task::new(site, nudge, pulled))
 }
 
 impl Models {
@@ -86,15 +96,21 @@ impl Models {
         imported
     }
 
-    /// Brings a model into the mesh from the registry its name begins with. Done when the backend here lists it.
+    /// Brings a model into the mesh from the registry its name begins with. Done when the backend here lists it. Dropped,
+    /// the pull goes on: others may have joined it by then. `tell` hears what Ollama would say, in its words and order.
     pub async fn pull(
         &self,
         by: Actor,
         name: &ModelName,
         allowed: &[Origin],
-        tell: &(impl Fn(Progress) + Sync),
+        tell: &impl Fn(Progress),
     ) -> Result<Digest, Error> {
-        let pulled = self.site.pull(by, name, allowed, tell).await;
+        let (pull, heard) = pulls::new(by, name.clone(), allowed.to_vec());
+        self.pulls.try_send(pull).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => Error::TooManyPulls,
+            mpsc::error::TrySendError::Closed(_) => Error::Stopping,
+        })?;
+        let pulled = heard.until_over(tell).await;
         self.nudge();
         pulled
     }
@@ -132,7 +148,7 @@ impl Models {
     /// Names a version here, where this node has it. The others follow by themselves.
     pub async fn name(&self, version: Digest, name: &ModelName) -> Result<(), Error> {
         self.nudge();
-        let local = self.site.local().await;
+        let local = self.site.say_what_is_here().await;
         let stores: BTreeSet<usize> =
             local.listed.iter().filter(|listed| listed.digest == version).map(|listed| listed.store).collect();
         if local.whole.contains(&version) {
@@ -168,18 +184,11 @@ impl Models {
         if dry {
             return Ok(self.site.blobs.collect_dry(&kept).await?);
         }
-        let known: Vec<Digest> = self
-            .site
-            .blobs
-            .all()
-            .into_iter()
-            .filter(|known| !kept.contains(&known.hash))
-            .map(|known| known.sha256)
-            .collect();
         let collected = self.site.blobs.collect(&kept).await?;
+        let gone: Vec<Digest> = collected.iter().filter_map(|gone| gone.sha256).collect();
         for store in &self.site.stores {
             store
-                .prune(known.clone())
+                .prune(gone.clone())
                 .await
                 .map_err(|source| Error::Store { store: store.label().to_owned(), source: Box::new(source) })?;
         }

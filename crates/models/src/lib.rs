@@ -10,6 +10,7 @@ mod holders;
 mod import;
 mod protocol;
 mod pull;
+mod pulls;
 pub mod reconcile;
 mod serve;
 mod site;

@@ -1,10 +1,11 @@
 //! Pulling a model: from other nodes where they have what the registry offers, else from the registry, by one node at a time.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Mutex;
 
 use blobs::Known;
-use cluster::{Actor, Consistency, Expect, Verb};
+use cluster::{Actor, Consistency, Expect, LAYERS_MAX, MANIFEST_BYTES_MAX, Verb};
 use futures::future::{Either, select};
 use ollama::client::Progress;
 use ollama::manifest::Layer;
@@ -19,12 +20,14 @@ use crate::site::Site;
 use crate::turn::{ALIVE_EVERY, keepers};
 use crate::upstream::Offered;
 
+/// What has to be free beyond what is needed: one in as many bytes.
+const MARGIN: u64 = 20;
 /// What waits to be told to the others who want the same. At the limit older news are as good as none.
 const NEWS_MAX: usize = 64;
 
 impl Site {
-    /// Done when the mesh knows it under its name and the backend here lists it. Dropped, it is cancelled; what has come is
-    /// kept. `tell` hears what Ollama would say, in its words and order, but for the last one.
+    /// Done when the mesh knows it under its name and the backend here lists it. Dropped, it ends; what has come is kept.
+    /// `tell` hears what Ollama would say, in its words and order, but for the last one.
     pub(crate) async fn pull(
         &self,
         by: Actor,
@@ -37,6 +40,8 @@ impl Site {
         let offered = self.offered(name, allowed).await?;
         let version = Digest::of(&offered.bytes);
         if !self.is_here(version).await {
+            fits(&offered)?;
+            self.has_room(&offered).await?;
             self.bring(by.clone(), name, &offered, version, allowed, tell).await?;
         }
         tell(said("verifying sha256 digest"));
@@ -176,6 +181,21 @@ impl Site {
         fetched.map_err(|source| Error::Upstream { name: Box::new(name.clone()), source: Box::new(source) })
     }
 
+    /// Looked at once: who fills the disk meanwhile is told of by the write that fails.
+    async fn has_room(&self, offered: &Offered) -> Result<(), Error> {
+        let mut needed = 0_u64;
+        let missing: BTreeMap<Digest, &Layer> = offered.manifest.blobs().map(|layer| (layer.digest, layer)).collect();
+        for layer in missing.values() {
+            if self.layer_here(layer).await.is_none() {
+                needed = needed.saturating_add(self.upstream.missing(layer, &self.incoming));
+            }
+        }
+        needed = needed.saturating_add(needed / MARGIN);
+        // Where the system does not tell, it is tried.
+        let free = fs4::available_space(&self.incoming).unwrap_or(u64::MAX);
+        if needed > free { Err(Error::NoRoom { needed, free }) } else { Ok(()) }
+    }
+
     async fn layer_here(&self, layer: &Layer) -> Option<Known> {
         let known = self.blobs.known_by_sha256(&layer.digest)?;
         self.blobs.locate(&known.hash).await.map(|_| known)
@@ -207,6 +227,19 @@ impl Site {
         let is_whole = |state| matches!(state, HolderState::Verified | HolderState::Stored);
         self.holders.of(&version).into_iter().any(|(node, state)| node != me && is_whole(state))
     }
+}
+
+/// Whether a registry of ours can take it: said before gigabytes are fetched, not after.
+fn fits(offered: &Offered) -> Result<(), Error> {
+    let bytes = offered.bytes.len();
+    if bytes > MANIFEST_BYTES_MAX {
+        return Err(Error::TooMuch { what: "bytes", found: bytes, max: MANIFEST_BYTES_MAX });
+    }
+    let layers = offered.manifest.blobs().map(|layer| layer.digest).collect::<BTreeSet<_>>().len();
+    if layers > LAYERS_MAX {
+        return Err(Error::TooMuch { what: "layers", found: layers, max: LAYERS_MAX });
+    }
+    Ok(())
 }
 
 fn said(status: &str) -> Progress {

@@ -1,8 +1,8 @@
 //! What is to be done on this node, from what it has and what all agree on. Pure: it is asked again and again, and once
 //! nothing is left to do it says so.
 //!
-//! What a user does with the Ollama beside us is never undone: only names that follow the mesh's tags are moved with them,
-//! and those are known by meaning something that the tag has meant.
+//! What a user does with the Ollama beside us stays, with two exceptions: a name that means what the mesh's tag has meant
+//! once moves with the tag, whoever gave it, and one that was there before the mesh deleted it goes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,6 +20,13 @@ pub struct Listed {
     pub since: UnixMillis,
 }
 
+/// What this node saw under a name while the mesh had a tag of that name. What is there after the tag is deleted, just
+/// as it was, is from before; this no clock has to tell.
+pub type Seen = BTreeMap<ModelName, BTreeSet<(usize, Digest, UnixMillis)>>;
+
+/// No member's clock is further off: it would not have been let in. For names of which nobody saw since when they are.
+const SKEW_MAX_MS: u64 = 10 * 60 * 1000;
+
 /// What is on this node.
 #[derive(Debug, Clone, Default)]
 pub struct Local {
@@ -28,10 +35,15 @@ pub struct Local {
     pub stores: BTreeSet<usize>,
     /// Stores whose files can be read.
     pub readable: BTreeSet<usize>,
+    /// Stores, of those that answered, that models can be put into.
+    pub takes: BTreeSet<usize>,
+    pub seen: Seen,
     /// Versions whose every blob lies here and is known by both hashes.
     pub whole: BTreeSet<Digest>,
     /// Versions of which something here is not what it should be. Reading them again changes nothing.
     pub damaged: BTreeSet<Digest>,
+    /// Those of them that some other node has.
+    pub mendable: BTreeSet<Digest>,
     /// Versions that could not be read, fetched or put in a moment ago.
     pub deferred: BTreeSet<Digest>,
 }
@@ -74,6 +86,8 @@ pub enum Step {
     Publish { store: usize, name: ModelName, version: Digest },
     /// Take a name away that the mesh has deleted.
     Unname { store: usize, name: ModelName },
+    /// Fetch what is damaged of it, and put it in place of what is wrong in the stores.
+    Repair { version: Digest },
 }
 
 /// All that can be done now, in no order. Some steps lead to others, which are found when asked again.
@@ -89,11 +103,11 @@ pub fn steps(local: &Local, agreed: &Agreed, role: Role) -> BTreeSet<Step> {
             // A stale name: what it meant here is what the tag meant once.
             (Some(tag), _) if tag.version != digest && tag.past.contains(&digest) => {
                 wanted.insert(tag.version);
-                if local.whole.contains(&tag.version) {
+                if local.whole.contains(&tag.version) && local.takes.contains(&store) {
                     steps.insert(Step::Publish { store, name: name.clone(), version: tag.version });
                 }
             }
-            (None, Some(deleted)) if deleted.meant.contains(&digest) && listed.since <= deleted.at => {
+            (None, Some(deleted)) if deleted.meant.contains(&digest) && is_from_before(local, listed, deleted) => {
                 steps.insert(Step::Unname { store, name: name.clone() });
                 continue;
             }
@@ -102,15 +116,20 @@ pub fn steps(local: &Local, agreed: &Agreed, role: Role) -> BTreeSet<Step> {
         let is_known = agreed.versions.contains(&digest);
         let is_tagged = agreed.tags.contains_key(&name) || agreed.aliases.contains(&name) || role == Role::Worker;
         let unknown = !local.whole.contains(&digest) || !is_known || !is_tagged;
-        let is_hopeless = local.deferred.contains(&digest) || (is_known && local.damaged.contains(&digest));
+        let is_hopeless = is_known && local.damaged.contains(&digest);
         if unknown && local.readable.contains(&store) && !is_hopeless {
             steps.insert(Step::Notice { store, name, digest });
         }
     }
-    wanted.retain(|version| !local.deferred.contains(version));
+    let mendable = local.mendable.iter().filter(|version| agreed.versions.contains(*version));
+    steps.extend(mendable.map(|version| Step::Repair { version: *version }));
+    // Where nothing can be put in, bytes are of no use; one that is silent may answer again.
+    let is_useless = !local.stores.is_empty() && local.takes.is_empty();
     for version in wanted {
         if !local.whole.contains(&version) && !is_listed(local, version) {
-            steps.insert(Step::Fetch { version });
+            if !is_useless {
+                steps.insert(Step::Fetch { version });
+            }
             continue;
         }
         let names = agreed.tags.iter().filter(|(_, tag)| tag.version == version).map(|(name, _)| name);
@@ -120,13 +139,37 @@ pub fn steps(local: &Local, agreed: &Agreed, role: Role) -> BTreeSet<Step> {
             if local.listed.iter().any(|listed| there(&listed)) {
                 continue;
             }
-            if let (Some(store), true) = (local.stores.first(), local.whole.contains(&version)) {
+            if let (Some(store), true) = (local.takes.first(), local.whole.contains(&version)) {
                 steps.insert(Step::Publish { store: *store, name: name.clone(), version });
             }
         }
     }
-    steps.retain(|step| !matches!(step, Step::Publish { version, .. } if local.deferred.contains(version)));
+    let waits = |step: &Step| step.version().is_some_and(|version| local.deferred.contains(&version));
+    steps.retain(|step| !waits(step));
     steps
+}
+
+impl Step {
+    /// The version that is not touched again for a while when the step fails.
+    pub fn version(&self) -> Option<Digest> {
+        match self {
+            Self::Notice { digest, .. } => Some(*digest),
+            Self::Fetch { version } | Self::Publish { version, .. } | Self::Repair { version } => Some(*version),
+            Self::Unname { .. } => None,
+        }
+    }
+}
+
+/// Whether a name was given before the mesh deleted it, and not by somebody who wants it anew.
+fn is_from_before(local: &Local, listed: &Listed, deleted: &Deleted) -> bool {
+    let as_it_is = (listed.store, listed.digest, listed.since);
+    match local.seen.get(&listed.name) {
+        Some(seen) if seen.contains(&as_it_is) => true,
+        Some(_) => listed.since <= deleted.at,
+        // This node was not there when it happened. Who deletes a name can restore it; what comes back by itself cannot
+        // be told from what was wanted.
+        None => listed.since.0 <= deleted.at.0.saturating_add(SKEW_MAX_MS),
+    }
 }
 
 /// Whether a store has it, whatever we may read there.
@@ -160,7 +203,7 @@ mod tests {
     fn local(listed: Vec<Listed>, whole: &[u8]) -> Local {
         let one = BTreeSet::from([0]);
         let whole = whole.iter().map(|of| version(*of)).collect();
-        Local { listed, stores: one.clone(), readable: one, whole, ..Local::default() }
+        Local { listed, stores: one.clone(), readable: one.clone(), takes: one, whole, ..Local::default() }
     }
 
     fn agreed(tags: &[(&str, Tag)], versions: &[u8], assigned: &[u8]) -> Agreed {
@@ -199,8 +242,17 @@ mod tests {
         // What an Ollama has that nobody may look into is there all the same.
         let closed = Local { readable: BTreeSet::new(), ..local(vec![listed("m", 1)], &[]) };
         assert!(steps(&closed, &agreed, Role::Worker).is_empty());
-        let silent = Local { stores: BTreeSet::new(), ..local(vec![], &[1]) };
-        assert!(steps(&silent, &agreed, Role::Worker).is_empty(), "there is nowhere to put it");
+        let silent = |whole: &[u8]| Local { stores: BTreeSet::new(), takes: BTreeSet::new(), ..local(vec![], whole) };
+        assert!(steps(&silent(&[1]), &agreed, Role::Worker).is_empty(), "there is nowhere to put it");
+        assert_eq!(only(steps(&silent(&[]), &agreed, Role::Worker)), Step::Fetch { version: version(1) });
+        // One that answers and takes nothing will not take it later either.
+        for whole in [vec![], vec![1]] {
+            let elsewhere = Local { takes: BTreeSet::new(), ..local(vec![], &whole) };
+            assert!(steps(&elsewhere, &agreed, Role::Worker).is_empty());
+            let stale = Local { takes: BTreeSet::new(), ..local(vec![listed("m", 2)], &whole) };
+            let moved = steps(&stale, &super::tests::agreed(&[("m", tag(1, &[1, 2]))], &[1, 2], &[]), Role::Worker);
+            assert!(moved.iter().all(|step| matches!(step, Step::Notice { .. })), "{moved:?}");
+        }
     }
 
     #[test]
@@ -240,6 +292,45 @@ mod tests {
         assert_eq!(only(noticed), Step::Notice { store: 0, name: name("m"), digest: version(1) });
         let other = steps(&local(vec![listed("m", 7)], &[7]), &agreed, Role::Node);
         assert_eq!(only(other), Step::Notice { store: 0, name: name("m"), digest: version(7) });
+    }
+
+    #[test]
+    fn no_clock_is_asked_about_a_name_that_was_seen_when_it_was_deleted() {
+        let mut agreed = agreed(&[], &[1], &[]);
+        let (at, meant) = (UnixMillis(2 * DAY), BTreeSet::from([version(1)]));
+        agreed.deleted.insert(name("m"), Deleted { at, meant });
+        let seen =
+            |entries: &[(usize, Digest, UnixMillis)]| Seen::from([(name("m"), entries.iter().copied().collect())]);
+        let step =
+            |listed: Listed, seen: Seen| only(steps(&Local { seen, ..local(vec![listed], &[1]) }, &agreed, Role::Node));
+        let unname = Step::Unname { store: 0, name: name("m") };
+        let notice = Step::Notice { store: 0, name: name("m"), digest: version(1) };
+        let listed_at = |since| Listed { since: UnixMillis(since), ..listed("m", 1) };
+        // This machine's clock is a day ahead: the name is from before all the same.
+        let ahead = listed_at(3 * DAY);
+        assert_eq!(step(ahead.clone(), seen(&[(0, version(1), ahead.since)])), unname);
+        // The same model, given anew after the deletion.
+        assert_eq!(step(ahead, seen(&[(0, version(1), UnixMillis(DAY))])), notice);
+        assert_eq!(step(listed_at(2 * DAY + 1), seen(&[])), notice);
+        // Nobody saw it: the clocks of members may differ by minutes.
+        assert_eq!(step(listed_at(2 * DAY + SKEW_MAX_MS), Seen::new()), unname);
+        assert_eq!(step(listed_at(2 * DAY + SKEW_MAX_MS + 1), Seen::new()), notice);
+    }
+
+    #[test]
+    fn what_is_damaged_is_mended_as_soon_as_another_node_has_it() {
+        let agreed = agreed(&[("m", tag(1, &[]))], &[1], &[]);
+        let damaged = Local { damaged: BTreeSet::from([version(1)]), ..local(vec![listed("m", 1)], &[]) };
+        assert!(steps(&damaged, &agreed, Role::Node).is_empty(), "there is nowhere to have it from");
+        let mendable = Local { mendable: damaged.damaged.clone(), ..damaged };
+        assert_eq!(only(steps(&mendable, &agreed, Role::Node)), Step::Repair { version: version(1) });
+        let waits = Local { deferred: mendable.mendable.clone(), ..mendable.clone() };
+        assert!(steps(&waits, &agreed, Role::Node).is_empty());
+        let unknown = steps(&mendable, &Agreed::default(), Role::Node);
+        assert!(
+            !unknown.contains(&Step::Repair { version: version(1) }),
+            "nobody knows what it should be: {unknown:?}"
+        );
     }
 
     #[test]

@@ -3,21 +3,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use blobs::{Blobs, Known, Stage, State, Want};
+use blobs::{Blobs, Known, Stage, State, Survey, Want};
 use cluster::{Actor, Cluster, Piece, Verb};
 use net::Net;
 use ollama::manifest::{Layer, Manifest};
 use ollama::{Digest, ModelName};
 use tokio::time::{Instant, sleep_until};
-use types::{BlobHash, NodeId, Role};
+use types::{NodeId, Role};
 
-use crate::error::Error;
+use crate::error::{Error, chain};
 use crate::holders::Holders;
 use crate::protocol::{HolderState, Holdings};
-use crate::reconcile::{Agreed, Deleted, Listed, Local, Tag};
+use crate::reconcile::{Agreed, Deleted, Listed, Local, Seen, Tag};
 use crate::store::{Access, Ready, Store};
 use crate::turn::Turns;
 use crate::upstream::Upstream;
@@ -40,6 +40,20 @@ pub(crate) struct Site {
     pub(crate) memory: u64,
     /// Layers that come from a registry now: each is written by one alone.
     pub(crate) layers: Mutex<BTreeMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    /// Versions of which a store has a file that is not what its name says. Bounded by what the stores list.
+    pub(crate) wrong: Mutex<BTreeSet<Digest>>,
+    /// Names as they were seen last while the mesh had tags of them. Bounded by its tags and deleted tags.
+    pub(crate) seen: Mutex<Seen>,
+    /// Held while damage is repaired: one after the other, each looks at what the one before has left.
+    pub(crate) mending: tokio::sync::Mutex<()>,
+    /// Held from looking at what is here to having told it: what is told last is what was seen last.
+    pub(crate) telling: tokio::sync::Mutex<()>,
+}
+
+/// What is here, for deciding what to do and for telling others.
+struct Here {
+    local: Local,
+    survey: Survey,
 }
 
 impl Site {
@@ -65,7 +79,7 @@ impl Site {
     }
 
     /// What is here now.
-    pub(crate) async fn local(&self) -> Local {
+    async fn here(&self) -> Here {
         let mut local = Local::default();
         for (place, store) in self.stores.iter().enumerate() {
             let access = store.access().await;
@@ -74,27 +88,57 @@ impl Site {
             if matches!(access, Access::Folder(_) | Access::ReadOnly { .. }) {
                 local.readable.insert(place);
             }
+            if store.takes() {
+                local.takes.insert(place);
+            }
             let listed = listed.into_iter().map(|found| {
                 let (name, digest, since) = (found.name, found.digest, found.since);
                 Listed { store: place, name, digest, since }
             });
             local.listed.extend(listed);
         }
-        let here: BTreeSet<BlobHash> = self.blobs.whole().into_iter().collect();
-        local.whole = self.cluster.view(|registry| {
-            let whole =
-                registry.versions().filter(|(_, version)| version.layers.iter().all(|l| here.contains(&l.hash)));
-            whole.map(|(digest, _)| *digest).collect()
+        local.seen = self.look_at_names(&local.listed);
+        let survey = self.blobs.survey().await.unwrap_or_else(|error| {
+            tracing::warn!(error = %chain(&error), "the blobs of this node cannot be looked at");
+            Survey::default()
         });
-        let damaged = self.blobs.damaged().borrow().clone();
-        if !damaged.is_empty() {
-            local.damaged = self.cluster.view(|registry| {
-                let is_damaged = |version: &cluster::Version| version.layers.iter().any(|l| damaged.contains(&l.hash));
-                let all = registry.versions().filter(|(_, version)| is_damaged(version));
-                all.map(|(digest, _)| *digest).collect()
-            });
-        }
-        local
+        let wrong = {
+            let mut wrong = self.wrong();
+            wrong.retain(|version| local.listed.iter().any(|listed| listed.digest == *version));
+            wrong.clone()
+        };
+        self.cluster.view(|registry| {
+            for (digest, version) in registry.versions() {
+                if version.layers.iter().all(|layer| survey.whole.contains(&layer.hash)) {
+                    local.whole.insert(*digest);
+                }
+                if wrong.contains(digest) || version.layers.iter().any(|layer| survey.damaged.contains(&layer.hash)) {
+                    local.damaged.insert(*digest);
+                }
+            }
+        });
+        let has_sources =
+            |version: &&Digest| local.whole.contains(*version) || !self.holders.sources(version).is_empty();
+        local.mendable = local.damaged.iter().filter(has_sources).copied().collect();
+        Here { local, survey }
+    }
+
+    /// Remembers what is under the names of tags, as long as the mesh has them or remembers their deletion.
+    fn look_at_names(&self, listed: &[Listed]) -> Seen {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        self.cluster.view(|registry| {
+            let deleted: BTreeSet<&ModelName> = registry.deleted_tags().map(|(name, _)| name).collect();
+            seen.retain(|name, _| deleted.contains(name));
+            for (name, _) in registry.tags() {
+                let there = listed.iter().filter(|listed| listed.name == *name);
+                seen.insert(name.clone(), there.map(|it| (it.store, it.digest, it.since)).collect());
+            }
+        });
+        seen.clone()
+    }
+
+    pub(crate) fn wrong(&self) -> MutexGuard<'_, BTreeSet<Digest>> {
+        self.wrong.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What all agree on, as this node sees it.
@@ -121,48 +165,51 @@ impl Site {
     }
 
     /// Has the others hear what is here now, when they ask.
-    pub(crate) async fn say_what_is_here(&self) {
-        let local = self.local().await;
-        self.holders.set_mine(self.holdings(&local));
+    pub(crate) async fn say_what_is_here(&self) -> Local {
+        let _in_order = self.telling.lock().await;
+        let here = self.here().await;
+        self.holders.set_mine(self.holdings(&here));
+        here.local
     }
 
     /// How this node has what it has, for the others.
-    pub(crate) fn holdings(&self, local: &Local) -> Holdings {
-        let versions = self.versions(local);
-        // Where nothing runs models, or nobody can say how much is free, nothing more should come.
-        let disk_free = match self.stores.is_empty() {
-            true => 0,
-            false => fs4::available_space(&self.incoming).unwrap_or_default(),
+    fn holdings(&self, here: &Here) -> Holdings {
+        let versions = self.versions(here);
+        // Where nothing runs models that could be put in, or nobody can say how much is free, nothing more should come.
+        let disk_free = match self.stores.iter().any(Store::takes) {
+            false => 0,
+            true => fs4::available_space(&self.incoming).unwrap_or_default(),
         };
         Holdings { versions, disk_free, memory: self.memory }
     }
 
-    fn versions(&self, local: &Local) -> BTreeMap<Digest, HolderState> {
+    fn versions(&self, Here { local, survey }: &Here) -> BTreeMap<Digest, HolderState> {
         let listed: BTreeSet<Digest> = local.listed.iter().map(|listed| listed.digest).collect();
         let mut holdings: BTreeMap<Digest, HolderState> =
             listed.iter().map(|version| (*version, HolderState::Listed)).collect();
         self.cluster.view(|registry| {
             for (digest, version) in registry.versions() {
+                let is_damaged = local.damaged.contains(digest);
                 if local.whole.contains(digest) {
-                    let state = if listed.contains(digest) { HolderState::Verified } else { HolderState::Stored };
-                    holdings.insert(*digest, state);
+                    // Ours may be good where a store's is wrong: then others may have it, and it is no copy that runs.
+                    let runs = listed.contains(digest) && !is_damaged;
+                    holdings.insert(*digest, if runs { HolderState::Verified } else { HolderState::Stored });
                     continue;
                 }
-                let (mut bytes, mut coming, mut damaged) = (0, false, false);
+                if is_damaged {
+                    holdings.insert(*digest, HolderState::Damaged);
+                    continue;
+                }
+                let whole = version.layers.iter().filter(|layer| survey.whole.contains(&layer.hash));
+                let mut bytes = whole.map(|layer| layer.size).sum();
+                let mut is_coming = false;
                 for layer in &version.layers {
-                    match self.blobs.state(&layer.hash) {
-                        State::Whole { .. } => bytes += layer.size,
-                        State::Partial { chunks, of } => {
-                            coming = true;
-                            bytes += layer.size * u64::from(chunks) / u64::from(of.max(1));
-                        }
-                        State::Damaged { .. } => damaged = true,
-                        State::Absent => {}
+                    if let Some(part) = survey.partial.get(&layer.hash) {
+                        is_coming = true;
+                        bytes += layer.size * u64::from(part.chunks) / u64::from(part.of.max(1));
                     }
                 }
-                if damaged {
-                    holdings.insert(*digest, HolderState::Damaged);
-                } else if coming {
+                if is_coming {
                     holdings.insert(*digest, HolderState::Fetching { bytes, total: version.size() });
                 }
             }
@@ -184,10 +231,12 @@ impl Site {
             let path = folder.blob(&layer.digest);
             let known = self.blobs.refer(&path, |_| ()).await?;
             if known.sha256 != layer.digest {
+                self.wrong().insert(digest);
                 return Err(Error::Corrupt { path, found: known.sha256 });
             }
             layers.push(known);
         }
+        self.wrong().remove(&digest);
         let tag = (self.role() == Role::Node).then(|| name.clone());
         self.register(Actor::Node(self.me()), bytes, &layers, tag).await
     }
@@ -215,42 +264,46 @@ impl Site {
         let mut pieces = pieces.ok_or(Error::UnknownVersion(version))?;
         pieces.sort_by_key(|piece| piece.size);
         for piece in &pieces {
-            if self.blobs.locate(&piece.hash).await.is_some() {
-                tell(piece, piece.size);
-                continue;
-            }
-            let holders = self.holders.clone();
-            let want = Want { hash: piece.hash, size: piece.size, sha256: piece.digest };
-            let fetch = self.blobs.fetch(want, move || holders.sources(&version));
-            let mut progress = fetch.progress();
-            let mut done = std::pin::pin!(fetch.done());
-            let mut heard = Instant::now();
-            loop {
-                tokio::select! {
-                    biased;
-                    outcome = &mut done => {
-                        outcome?;
-                        break;
-                    }
-                    Ok(()) = progress.changed() => {
-                        let now = progress.borrow_and_update().clone();
-                        if now.stage != Stage::WaitingForSources {
-                            heard = Instant::now();
-                        }
-                        tell(piece, now.bytes);
-                    }
-                    // Others may be had meanwhile; what has come is kept.
-                    () = sleep_until(heard + SOURCES_MAX) => {
-                        if progress.borrow().stage == Stage::WaitingForSources {
-                            return Err(Error::NoSources(version));
-                        }
-                        heard = Instant::now();
-                    }
-                }
+            if self.blobs.locate(&piece.hash).await.is_none() {
+                self.fetch_piece(version, piece, tell).await?;
             }
             tell(piece, piece.size);
         }
         Ok(())
+    }
+
+    pub(crate) async fn fetch_piece(
+        &self,
+        version: Digest,
+        piece: &Piece,
+        tell: &impl Fn(&Piece, u64),
+    ) -> Result<(), Error> {
+        let holders = self.holders.clone();
+        let want = Want { hash: piece.hash, size: piece.size, sha256: piece.digest };
+        let fetch = self.blobs.fetch(want, move || holders.sources(&version));
+        let mut progress = fetch.progress();
+        let mut done = std::pin::pin!(fetch.done());
+        let mut heard = Instant::now();
+        loop {
+            tokio::select! {
+                biased;
+                outcome = &mut done => return Ok(outcome.map(drop)?),
+                Ok(()) = progress.changed() => {
+                    let now = progress.borrow_and_update().clone();
+                    if now.stage != Stage::WaitingForSources {
+                        heard = Instant::now();
+                    }
+                    tell(piece, now.bytes);
+                }
+                // Others may be had meanwhile; what has come is kept.
+                () = sleep_until(heard + SOURCES_MAX) => {
+                    if progress.borrow().stage == Stage::WaitingForSources {
+                        return Err(Error::NoSources(version));
+                    }
+                    heard = Instant::now();
+                }
+            }
+        }
     }
 
     /// Puts a version that is here into a store under a name.
@@ -267,10 +320,21 @@ impl Site {
             let path = path.ok_or(blobs::Error::Absent { hash: piece.hash })?;
             layers.push((layer.clone(), path));
         }
+        // What lies there by the right name and size may hold something else: it was somebody else who put it there.
+        store.access().await;
+        for (layer, from) in &layers {
+            let piece = known.layer(&layer.digest).ok_or(Error::UnknownVersion(version))?;
+            if let Some(there) = store.file(layer)
+                && !self.blobs.lies_at(&piece.hash, &there).await?
+            {
+                tracing::warn!(path = %there.display(), "a file is not what its name says; it is replaced");
+                store.mend(layer, from.clone()).await.map_err(failed(store))?;
+            }
+        }
+        self.keep_what_it_meant(store, name, version).await;
         let ready = Ready { digest: version, manifest: bytes, layers };
         let published = store.publish(name, &ready).await;
-        let published =
-            published.map_err(|source| Error::Store { store: store.label().to_owned(), source: Box::new(source) })?;
+        let published = published.map_err(failed(store))?;
         tracing::info!(%name, digest = %version, store = store.label(), linked = published.linked, "a model is in place");
         // What lies in the store need not lie with us a second time, whether we may look into it or not.
         // Unless nobody else could be asked for it then.
@@ -294,10 +358,34 @@ impl Site {
 
     pub(crate) async fn unname(&self, store: usize, name: &ModelName) -> Result<(), Error> {
         let Some(store) = self.stores.get(store) else { return Err(Error::NoStore) };
-        store
-            .unname(name)
-            .await
-            .map_err(|source| Error::Store { store: store.label().to_owned(), source: Box::new(source) })
+        store.access().await;
+        self.keep_what_it_meant(store, name, None).await;
+        store.unname(name).await.map_err(failed(store))
+    }
+
+    /// Files that no name needs are removed by an Ollama at its next start. So what a name is about to mean no more gets a
+    /// name of ours too, as long as the mesh knows the version: people roll back, and restore. That needs neither room nor
+    /// time, and is not always to be had.
+    async fn keep_what_it_meant(&self, store: &Store, name: &ModelName, to: impl Into<Option<Digest>>) {
+        let (Some(folder), false) = (store.folder(), store.is_ours()) else { return };
+        let Ok(listed) = store.listed().await else { return };
+        let Some(before) = listed.iter().find(|found| found.name == *name).map(|found| found.digest) else { return };
+        let has_more_names = listed.iter().any(|found| found.digest == before && found.name != *name);
+        if has_more_names || to.into() == Some(before) {
+            return;
+        }
+        let version = self.cluster.view(|registry| registry.version(&before).cloned());
+        for piece in version.iter().flat_map(|version| &version.layers) {
+            match self.blobs.keep(&piece.hash, folder.blob(&piece.digest)).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    tracing::info!(%name, layer = %piece.digest, "a layer of what the name meant stays for as long as its backend keeps it");
+                }
+                Err(error) => {
+                    tracing::warn!(%name, layer = %piece.digest, error = %chain(&error), "an old layer is not kept")
+                }
+            }
+        }
     }
 
     /// The first store that lists a name.
@@ -319,4 +407,9 @@ impl Site {
         }
         None
     }
+}
+
+fn failed(store: &Store) -> impl Fn(crate::store::Error) -> Error {
+    let store = store.label().to_owned();
+    move |source| Error::Store { store: store.clone(), source: Box::new(source) }
 }

@@ -4,25 +4,38 @@
 //! copied. Where it cannot (another user's, another machine's, inside a container), the Ollama pulls from a listener of
 //! ours on loopback, under a name of the moment. Afterwards it is asked: only what it lists by the right digest is there.
 
+mod access;
+
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ollama::client::{self, Client};
-use ollama::folder::{self, Came, Folder, Installed};
+use ollama::folder::{self, Came, Folder};
 use ollama::manifest::Layer;
 use ollama::{Digest, ModelName};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use types::UnixMillis;
 
+pub use self::access::Access;
+use self::access::{is_this_machine, judge};
 use crate::serve::{self, Offers};
 
 /// An Ollama tells of a pull many times a second, but for the time it takes to hash a large file.
 const PULL_SILENCE_MAX: Duration = Duration::from_secs(300);
+/// A folder that cannot be used may be given free, or named otherwise after a restart.
+const JUDGE_EVERY: Duration = Duration::from_secs(60);
+/// What cannot be reached is rarely moved to where it can.
+const TRY_EVERY: Duration = Duration::from_secs(600);
+/// A passing name this old was left behind by somebody who was cut off. Nobody pulls for so long without a word.
+const PASSING_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// How it is spoken to just now, or why not: an engine that was started anew listens elsewhere.
 pub type FindClient = Box<dyn Fn() -> Result<Client, String> + Send + Sync>;
@@ -32,6 +45,8 @@ pub struct Beside {
     /// For people: an address, or `engine`.
     pub label: String,
     pub client: FindClient,
+    /// Where it runs, as far as its address tells; none where it is a child of ours.
+    pub host: Option<String>,
     /// Where its folder may be, the likeliest first.
     pub folders: Vec<PathBuf>,
     /// Nobody else puts models there: what no name needs is ours to remove.
@@ -40,7 +55,21 @@ pub struct Beside {
 
 pub struct Store {
     beside: Beside,
-    folder: Mutex<Access>,
+    judged: Mutex<Judged>,
+    /// Held while names in it change: two who give the same name do so one after the other.
+    changing: tokio::sync::Mutex<()>,
+}
+
+/// What was found out about the ways in.
+#[derive(Debug)]
+struct Judged {
+    access: Access,
+    /// When it is looked at again.
+    again: Option<Instant>,
+    /// Whether it can pull from this machine's loopback, or why not.
+    pulls: Result<(), String>,
+    /// Folders into which something was put that it did not list.
+    refuted: BTreeSet<PathBuf>,
 }
 
 /// A name it lists itself.
@@ -50,19 +79,6 @@ pub struct Found {
     pub digest: Digest,
     /// When it came to mean this.
     pub since: UnixMillis,
-}
-
-/// How models get in, and whether what lies there can be read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Access {
-    /// Nobody has looked yet.
-    Unknown,
-    /// Files are linked in.
-    Folder(PathBuf),
-    /// What lies there can be read; what comes in is pulled.
-    ReadOnly { folder: PathBuf, why: String },
-    /// Its folder is not known or not ours to read: what comes in is pulled, and nothing goes out.
-    Closed { why: String },
 }
 
 /// A model whose every file is here and verified.
@@ -92,55 +108,112 @@ pub enum Error {
     Folder(#[from] folder::Error),
     #[error("it did not pull the model: {0}")]
     Pull(String),
+    #[error("nothing can be put into it from here: {0}")]
+    Elsewhere(String),
+    #[error("a file of it is not what its name says, and its folder is not ours to change: `{}`", .0.display())]
+    Wrong(PathBuf),
     #[error("it lists `{name}` as `{found}` and not as `{wanted}`")]
     OtherDigest { name: Box<ModelName>, wanted: Digest, found: String },
     #[error("failed to listen for it")]
     Listen(#[source] io::Error),
 }
 
+impl Error {
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Elsewhere(_) => {
+                Some("run a node on the machine that it runs on, or name its folder with `--ollama-models`")
+            }
+            Self::Wrong(_) => Some("remove the model with the backend's own command, and have it brought here again"),
+            _ => None,
+        }
+    }
+}
+
 impl Store {
     pub fn new(beside: Beside) -> Self {
-        Self { beside, folder: Mutex::new(Access::Unknown) }
+        let judged = Judged { access: Access::Unknown, again: None, pulls: Ok(()), refuted: BTreeSet::new() };
+        Self { beside, judged: Mutex::new(judged), changing: tokio::sync::Mutex::default() }
     }
 
     pub fn label(&self) -> &str {
         &self.beside.label
     }
 
-    /// Finds out how models get in, unless that is known.
-    pub async fn access(&self) -> Access {
-        let known = self.known();
-        if known != Access::Unknown {
-            return known;
-        }
-        let Ok(listed) = self.listed().await else { return Access::Unknown };
-        let folders = self.beside.folders.clone();
-        let looked = tokio::task::spawn_blocking(move || judge(&folders, &listed)).await;
-        self.learn(looked.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic())))
+    /// Whether nobody but us takes anything away there.
+    pub fn is_ours(&self) -> bool {
+        self.beside.ours
     }
 
-    /// Names and digests, as it lists them itself; what runs elsewhere left out.
+    /// Finds out how models get in, unless that is known. What cannot be used is looked at again after a while.
+    pub async fn access(&self) -> Access {
+        let (access, again, refuted) = {
+            let judged = self.judged();
+            (judged.access.clone(), judged.again, judged.refuted.clone())
+        };
+        if access != Access::Unknown && again.is_none_or(|again| Instant::now() < again) {
+            return access;
+        }
+        let Ok(listed) = self.all_listed().await else { return access };
+        let folders = self.beside.folders.clone();
+        let is_near = match &self.beside.host {
+            Some(host) => is_this_machine(host).await,
+            None => true,
+        };
+        let looked = blocking(move || judge(&folders, &listed, &refuted)).await;
+        self.judged().pulls = match is_near {
+            true => Ok(()),
+            false => Err("it runs on another machine, which cannot pull from this one's loopback".to_owned()),
+        };
+        self.learn(looked)
+    }
+
+    /// Whether a model can be put in, as far as is known.
+    pub fn takes(&self) -> bool {
+        let judged = self.judged();
+        matches!(judged.access, Access::Folder(_) | Access::Unknown) || judged.pulls.is_ok()
+    }
+
+    /// Names and digests, as it lists them itself; what runs elsewhere left out, and what is there for a moment only.
     pub async fn listed(&self) -> Result<Vec<Found>, Error> {
         let tags = self.client()?.tags().await?;
         let local = tags.models.iter().filter(|model| model.remote_host.is_empty());
-        let found = local.filter_map(|model| {
-            let (name, digest) = (model.name.parse().ok()?, bare(&model.digest)?);
-            Some(Found { name, digest, since: UnixMillis(model.modified_at_ms) })
-        });
-        Ok(found.collect())
+        Ok(local.filter_map(found).filter(|found| !found.name.is_passing()).collect())
+    }
+
+    /// Everything that has a manifest, as a folder has.
+    async fn all_listed(&self) -> Result<Vec<Found>, Error> {
+        let tags = self.client()?.tags().await?;
+        Ok(tags.models.iter().filter_map(found).filter(|found| !found.name.is_passing()).collect())
     }
 
     /// What lies in its folder, where that can be read.
     pub fn folder(&self) -> Option<Folder> {
         match self.known() {
             Access::Folder(folder) | Access::ReadOnly { folder, .. } => Some(Folder::of_another(folder)),
-            Access::Unknown | Access::Closed { .. } => None,
+            Access::Unknown | Access::Closed { .. } | Access::Elsewhere { .. } => None,
         }
+    }
+
+    /// Where a layer lies in it, by its name and its size. What it holds is another question.
+    pub fn file(&self, layer: &Layer) -> Option<PathBuf> {
+        self.folder().filter(|folder| folder.has(layer)).map(|folder| folder.blob(&layer.digest))
     }
 
     /// Puts a model in under a name. Whatever that name meant, it means this once this returns, and nothing else before.
     pub async fn publish(&self, name: &ModelName, model: &Ready) -> Result<Published, Error> {
-        if let Access::Folder(folder) = self.access().await {
+        let _alone = self.changing.lock().await;
+        let access = self.access().await;
+        let (there, is_listed) = (self.files(model), self.lists(name, model.digest).await);
+        match is_listed {
+            // Somebody else was quicker, or it was there all along.
+            Ok(()) if self.folder().is_none() || there.len() == model.layers.len() => {
+                return Ok(Published { files: there, linked: false });
+            }
+            Ok(()) | Err(Error::OtherDigest { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        if let Access::Folder(folder) = access {
             match self.link(Folder::of_another(folder.clone()), name, model).await {
                 Ok(linked) => {
                     match self.lists(name, model.digest).await {
@@ -153,7 +226,9 @@ impl Store {
                     let (undoing, name, ours) =
                         (Folder::of_another(folder.clone()), name.clone(), model.manifest.clone());
                     let _ = blocking(move || linked.undo(&undoing, &name, &ours)).await;
-                    self.learn(Access::Closed { why: format!("it does not look into `{}`", folder.display()) });
+                    let why = format!("it does not look into `{}`", folder.display());
+                    self.judged().refuted.insert(folder);
+                    self.learn(Access::Closed { why });
                 }
                 Err(folder::Error::Io { source, .. }) if is_forbidden(&source) => {
                     let why = format!("`{}` is not ours to write: {source}", folder.display());
@@ -163,18 +238,16 @@ impl Store {
             }
         }
         self.pull(name, model).await?;
-        let files = match self.folder() {
-            None => Vec::new(),
-            Some(folder) => {
-                let there = model.layers.iter().filter(|(layer, _)| folder.has(layer));
-                there.map(|(layer, _)| (layer.digest, folder.blob(&layer.digest))).collect()
-            }
-        };
-        Ok(Published { files, linked: false })
+        Ok(Published { files: self.files(model), linked: false })
+    }
+
+    fn files(&self, model: &Ready) -> Vec<(Digest, PathBuf)> {
+        model.layers.iter().filter_map(|(layer, _)| Some((layer.digest, self.file(layer)?))).collect()
     }
 
     /// Takes a name away. The files stay where the folder is ours, and go with the name otherwise.
     pub async fn unname(&self, name: &ModelName) -> Result<(), Error> {
+        let _alone = self.changing.lock().await;
         if let Access::Folder(folder) = self.access().await {
             let name = name.clone();
             let done = blocking(move || Folder::of_another(folder).unname(&name)).await;
@@ -208,16 +281,15 @@ impl Store {
         Ok(blocking(move || Folder::of_another(folder).prune(digests)).await?)
     }
 
-    /// Puts a good file in place of one that is not what its name says. `None` where nothing of that name lies here.
-    pub async fn mend(&self, layer: &Layer, from: PathBuf) -> Result<Option<PathBuf>, Error> {
-        let Access::Folder(folder) = self.known() else { return Ok(None) };
-        let (folder, layer) = (Folder::of_another(folder), layer.clone());
-        let at = folder.blob(&layer.digest);
-        if !folder.has(&layer) {
-            return Ok(None);
-        }
-        blocking(move || folder.replace(&layer, &from)).await?;
-        Ok(Some(at))
+    /// Puts a good file in place of one that is not what its name says.
+    pub async fn mend(&self, layer: &Layer, from: PathBuf) -> Result<(), Error> {
+        let Access::Folder(folder) = self.known() else {
+            let wrong = self.folder().map(|folder| folder.blob(&layer.digest)).unwrap_or_default();
+            return Err(Error::Wrong(wrong));
+        };
+        let layer = layer.clone();
+        blocking(move || Folder::of_another(folder).replace(&layer, &from)).await?;
+        Ok(())
     }
 
     async fn link(&self, folder: Folder, name: &ModelName, model: &Ready) -> Result<Linked, folder::Error> {
@@ -240,44 +312,66 @@ impl Store {
     }
 
     async fn pull(&self, name: &ModelName, model: &Ready) -> Result<(), Error> {
+        if let Err(why) = &self.judged().pulls {
+            return Err(Error::Elsewhere(why.clone()));
+        }
         let client = self.client()?;
         let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).await.map_err(Error::Listen)?;
         let port = listener.local_addr().map_err(Error::Listen)?.port();
-        // Nobody else on this machine can guess what is offered for a moment.
-        let mut random = [0; 16];
-        getrandom::fill(&mut random).expect("the operating system has a random source");
-        let namespace: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-        let passing = format!("127.0.0.1:{port}/{namespace}/{}:{}", name.model(), name.tag());
-        let passing: ModelName = passing.parse().expect("parts of a good name, an address and hexadecimal digits");
-        let offer = One { namespace, name: name.clone(), model: model.clone() };
+        let mut secret = [0; 16];
+        getrandom::fill(&mut secret).expect("the operating system has a random source");
+        let passing = name.passing(port, secret).ok_or_else(|| {
+            Error::Elsewhere("it would have to pull from a port, for which this system has no name".to_owned())
+        })?;
+        let offer =
+            Arc::new(One { passing: passing.clone(), model: model.clone(), was_reached: AtomicBool::new(false) });
         let mut serving = JoinSet::new();
-        serving.spawn(serve::serve(listener, Arc::new(offer)));
-        let mut pulling = client.pull(&passing, true).await?;
-        loop {
-            let line = tokio::time::timeout(PULL_SILENCE_MAX, pulling.next()).await;
-            let line = line.map_err(|_| Error::Pull(format!("nothing for {} s", PULL_SILENCE_MAX.as_secs())))?;
-            let Some(line) = line else { break };
-            let line = line?;
-            if !line.error.is_empty() {
-                return Err(Error::Pull(line.error.chars().take(300).collect()));
-            }
-        }
+        serving.spawn(serve::serve(listener, offer.clone()));
+        let pulled = drain(&client, &passing).await;
         drop(serving);
-        let named = match self.lists(&passing, model.digest).await {
-            Ok(()) => client.copy(&passing, name).await.map_err(Error::from),
+        if let Err(Error::Pull(said)) = &pulled
+            && !offer.was_reached.load(Ordering::Relaxed)
+        {
+            // In a container, most likely, or behind a port that is forwarded.
+            let why = format!("it does not reach this machine's loopback: {said}");
+            self.judged().pulls = Err(why.clone());
+            let known = self.known();
+            self.learn(known);
+            return Err(Error::Elsewhere(why));
+        }
+        let named = match pulled {
+            Ok(()) => match self.lists(&passing, model.digest).await {
+                Ok(()) => client.copy(&passing, name).await.map_err(Error::from),
+                Err(error) => Err(error),
+            },
             Err(error) => Err(error),
         };
         // The blobs stay with the other name, if there is one.
-        let removed = client.delete(&passing).await;
+        let removed = match client.delete(&passing).await {
+            Err(client::Error::Said { status: 404, .. }) => Ok(()),
+            removed => removed,
+        };
+        self.sweep(&client).await;
         named?;
         removed?;
         self.lists(name, model.digest).await
     }
 
+    /// Takes away the passing names of nodes that were cut off in the middle of a pull, on whose blobs they hold.
+    async fn sweep(&self, client: &Client) {
+        let Ok(tags) = client.tags().await else { return };
+        let old = |found: &Found| now().0.saturating_sub(found.since.0) >= PASSING_MAX.as_secs() * 1000;
+        for left in tags.models.iter().filter_map(found).filter(|found| found.name.is_passing() && old(found)) {
+            if let Err(error) = client.delete(&left.name).await {
+                tracing::debug!(name = %left.name, %error, "a name that was left behind stays for now");
+            }
+        }
+    }
+
     /// Whether it lists the name by this digest.
     async fn lists(&self, name: &ModelName, wanted: Digest) -> Result<(), Error> {
-        let listed = self.listed().await?;
-        match listed.into_iter().find(|found| found.name == *name) {
+        let tags = self.client()?.tags().await?;
+        match tags.models.iter().filter_map(found).find(|found| found.name == *name) {
             Some(found) if found.digest == wanted => Ok(()),
             found => {
                 let found = found.map_or_else(|| "nothing".to_owned(), |found| found.digest.to_string());
@@ -291,61 +385,57 @@ impl Store {
     }
 
     pub(crate) fn known(&self) -> Access {
-        self.folder.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.judged().access.clone()
     }
 
     fn learn(&self, access: Access) -> Access {
-        tracing::info!(store = self.label(), ?access, "how models get to this backend");
-        *self.folder.lock().unwrap_or_else(PoisonError::into_inner) = access.clone();
+        let mut judged = self.judged();
+        let access = match (access, &judged.pulls) {
+            (Access::Closed { why } | Access::Elsewhere { why }, Err(cannot)) => {
+                Access::Elsewhere { why: format!("{cannot}; {why}") }
+            }
+            (Access::Elsewhere { why }, Ok(())) => Access::Closed { why },
+            (access, _) => access,
+        };
+        judged.again = match access {
+            Access::Unknown | Access::Folder(_) => None,
+            _ if judged.pulls.is_err() => Some(Instant::now() + TRY_EVERY),
+            _ => Some(Instant::now() + JUDGE_EVERY),
+        };
+        if judged.access != access {
+            tracing::info!(store = self.label(), ?access, "how models get to this backend");
+        }
+        judged.access = access.clone();
         access
     }
+
+    fn judged(&self) -> MutexGuard<'_, Judged> {
+        self.judged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-/// Which of the folders is the one whose models are listed. One that is empty like the list may be: what is put there
-/// first will show.
-fn judge(folders: &[PathBuf], listed: &[Found]) -> Access {
-    let mut last = "nobody said where its folder is".to_owned();
-    for path in folders {
-        let is_listed =
-            |model: &Installed| listed.iter().any(|found| found.name == model.name && found.digest == model.digest);
-        let same = |models: &[Installed]| models.len() == listed.len() && models.iter().all(is_listed);
-        match readable(path) {
-            Err(why) => last = format!("`{}`: {why}", path.display()),
-            Ok(models) if !same(&models) => last = format!("`{}` holds other models than it lists", path.display()),
-            Ok(_) => {
-                return match writable(path) {
-                    Ok(()) => Access::Folder(path.clone()),
-                    Err(why) => Access::ReadOnly { folder: path.clone(), why: why.to_string() },
-                };
-            }
+/// Until it says that it has it.
+async fn drain(client: &Client, passing: &ModelName) -> Result<(), Error> {
+    let mut pulling = client.pull(passing, true).await?;
+    loop {
+        let line = tokio::time::timeout(PULL_SILENCE_MAX, pulling.next()).await;
+        let line = line.map_err(|_| Error::Pull(format!("nothing for {} s", PULL_SILENCE_MAX.as_secs())))?;
+        let Some(line) = line else { return Ok(()) };
+        let line = line?;
+        if !line.error.is_empty() {
+            return Err(Error::Pull(line.error.chars().take(300).collect()));
         }
     }
-    Access::Closed { why: last }
 }
 
-fn readable(path: &std::path::Path) -> io::Result<Vec<Installed>> {
-    std::fs::read_dir(path)?;
-    let models = Folder::of_another(path).list().map_err(io::Error::other)?;
-    // A manifest that can be read says nothing of the blobs, which may have another owner.
-    if let Some(layer) = models.iter().flat_map(|model| model.manifest.blobs()).next() {
-        std::fs::File::open(Folder::of_another(path).blob(&layer.digest))?;
-    }
-    Ok(models)
+fn found(model: &ollama::seen::Listed) -> Option<Found> {
+    let (name, digest) = (model.name.parse().ok()?, bare(&model.digest)?);
+    Some(Found { name, digest, since: UnixMillis(model.modified_at_ms) })
 }
 
-/// Tries what publishing begins with, and leaves nothing behind.
-fn writable(path: &std::path::Path) -> io::Result<()> {
-    for folder in [path.join("blobs"), path.join("manifests")] {
-        std::fs::create_dir_all(&folder)?;
-    }
-    let trial = path.join("incoming");
-    std::fs::create_dir_all(&trial)?;
-    let file = trial.join(format!("trial-{}", std::process::id()));
-    let (from, to) = (file.clone(), path.join("blobs").join(format!("trial-{}", std::process::id())));
-    std::fs::write(&file, b"")?;
-    let moved = std::fs::rename(&from, &to);
-    let _ = std::fs::remove_file(if moved.is_ok() { &to } else { &from });
-    moved
+fn now() -> UnixMillis {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 fn is_forbidden(error: &io::Error) -> bool {
@@ -384,31 +474,35 @@ impl Linked {
 
 /// One model, for one Ollama, for as long as it pulls.
 struct One {
-    namespace: String,
-    name: ModelName,
+    passing: ModelName,
     model: Ready,
+    /// Whether anybody came.
+    was_reached: AtomicBool,
 }
 
 impl Offers for One {
     fn manifest(&self, namespace: &str, model: &str, tag: &str) -> Option<Vec<u8>> {
-        let asked = namespace == self.namespace && model == self.name.model() && tag == self.name.tag();
+        let [_, wanted, ..] = self.passing.parts();
+        let asked = namespace == wanted && model == self.passing.model() && tag == self.passing.tag();
         asked.then(|| self.model.manifest.clone())
     }
 
     fn blob(&self, namespace: &str, model: &str, digest: &Digest) -> Option<(PathBuf, u64)> {
-        let asked = namespace == self.namespace && model == self.name.model();
+        let [_, wanted, ..] = self.passing.parts();
+        let asked = namespace == wanted && model == self.passing.model();
         let (layer, path) = self.model.layers.iter().find(|(layer, _)| asked && layer.digest == *digest)?;
         Some((path.clone(), layer.size))
     }
 
     fn admits(&self, from: IpAddr) -> bool {
+        self.was_reached.store(true, Ordering::Relaxed);
         from.is_loopback()
     }
 }
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Store").field("label", &self.beside.label).field("folder", &self.folder).finish()
+        f.debug_struct("Store").field("label", &self.beside.label).field("judged", &self.judged).finish()
     }
 }
 

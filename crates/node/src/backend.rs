@@ -189,7 +189,8 @@ impl Backend {
                 let beside = |at: &Endpoint| {
                     let way = Way { at: at.clone(), secret: None };
                     let client = Box::new(move || Ok(crate::catalogue::client(way.clone())));
-                    Beside { label: at.to_string(), client, folders: folders(at), ours: false }
+                    let host = Some(at.host().to_owned());
+                    Beside { label: at.to_string(), client, host, folders: folders(at), ours: false }
                 };
                 all.iter().map(beside).collect()
             }
@@ -199,7 +200,13 @@ impl Backend {
                     Ok(way) => Ok(crate::catalogue::client(way)),
                     Err(unavailable) => Err(unavailable.to_string()),
                 };
-                vec![Beside { label: "engine".to_owned(), client: Box::new(client), folders: vec![engine], ours: true }]
+                vec![Beside {
+                    label: "engine".to_owned(),
+                    client: Box::new(client),
+                    host: None,
+                    folders: vec![engine],
+                    ours: true,
+                }]
             }
         }
     }

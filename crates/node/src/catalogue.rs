@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use blobs::{Blobs, Collected};
-use cluster::{Actor, Expect, Moved, Replicas, Rule, Verb};
+use cluster::{Actor, Consistency, Expect, Moved, Replicas, Rule, Verb};
 use futures::future::BoxFuture;
 use models::store::Beside;
 use models::{HolderState, Models};
@@ -16,7 +16,7 @@ use ollama::{Digest, Endpoint, ModelName, Origin};
 use scheduler::placement::{Told, VersionId};
 use types::{BlobHash, NodeId, Role};
 
-use crate::api::Api;
+use crate::api::{Api, now};
 use crate::backend::Backend;
 use crate::inference::Inference;
 use crate::placement::{Holdings, Placed};
@@ -43,6 +43,9 @@ pub enum ModelsError {
     #[error(transparent)]
     Models(#[from] models::Error),
 }
+
+/// Whoever adds a version is about to put a tag on it.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
 
 /// Where Ollama keeps its models by itself, for whoever runs it.
 const USUAL_FOLDERS: [&str; 2] = ["/usr/share/ollama/.ollama/models", "/var/lib/ollama/.ollama/models"];
@@ -89,11 +92,16 @@ impl Api {
     /// Frees what no model needs any more: in the registry where this node may, and on this node's disk.
     pub async fn collect_models(&self, dry: bool) -> Result<Vec<Collected>, ModelsError> {
         let (me, cluster) = (self.cluster().id(), self.cluster());
+        // What this node has not heard of yet may need what it is about to remove.
+        cluster.read(Consistency::Linearizable, |_| ()).await?;
         let is_node = cluster.view(|registry| registry.member(&me).is_some_and(|member| member.role == Role::Node));
         if is_node && !dry {
             let unneeded: Vec<Digest> = cluster.view(|registry| {
-                let all = registry.versions().map(|(digest, _)| *digest);
-                all.filter(|digest| registry.needed_by(digest).is_none()).collect()
+                let is_old = |version: &cluster::Version| {
+                    now().0.saturating_sub(version.added_at.0) >= FORGOTTEN_AFTER.as_secs() * 1000
+                };
+                let old = registry.versions().filter(|(_, version)| is_old(version)).map(|(digest, _)| *digest);
+                old.filter(|digest| registry.needed_by(digest).is_none()).collect()
             });
             if !unneeded.is_empty() {
                 cluster.write(Actor::Node(me), Verb::ForgetVersions { versions: unneeded }).await?;

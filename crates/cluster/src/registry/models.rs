@@ -16,9 +16,9 @@ use super::{Actor, Refused, Registry};
 use crate::Verbatim;
 
 /// Ollama's own are of one or two KiB. A longer one is refused.
-const MANIFEST_BYTES_MAX: usize = 24 << 10;
+pub const MANIFEST_BYTES_MAX: usize = 24 << 10;
 /// A manifest of that length names no more; together they stay below what one command may hold.
-const LAYERS_MAX: usize = 224;
+pub const LAYERS_MAX: usize = 224;
 
 /// At either limit no version is added until others are forgotten.
 const VERSIONS_MAX: usize = 4_096;

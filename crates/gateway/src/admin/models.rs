@@ -130,14 +130,14 @@ pub(crate) async fn import(ask: Ask<wire::ImportModel>) -> Result<Response, Fail
     Ok(lines(news, Box::pin(doing)))
 }
 
-/// Looks at the files of each node that has them, one line each.
+/// Looks at the files of each node that has them or should, one line each. Whole is what was looked at everywhere.
 pub(crate) async fn verify(ask: Ask<wire::VerifyModel>) -> Result<Response, Failure> {
     let info = known(ask.api(), &ask.input.name)?;
     let (api, repair) = (ask.api().clone(), ask.input.repair);
     let news = Arc::new(News::default());
     let telling = news.clone();
     let doing = async move {
-        let (mut whole, mut nodes) = (true, 0);
+        let (mut whole, mut unseen, mut nodes) = (true, 0, 0);
         for (node, verified) in api.models().verify_everywhere(&info.digest, repair).await {
             nodes += 1;
             let name = api.name_of(node);
@@ -153,22 +153,23 @@ pub(crate) async fn verify(ask: Ask<wire::VerifyModel>) -> Result<Response, Fail
                     wire::WorkLine { status, completed: Some(verified.bytes), ..wire::WorkLine::default() }
                 }
                 Err(why) => {
-                    whole = false;
+                    unseen += 1;
                     wire::WorkLine { status: format!("not looked at: {why}"), ..wire::WorkLine::default() }
                 }
             };
             telling.tell(&name, wire::WorkLine { node: Some(name.clone()), ..line });
         }
-        let error = match (nodes, whole) {
-            (0, _) => Some("no node that is up has files of it that can be looked at".to_owned()),
-            (_, false) => Some("not all of it is what it should be".to_owned()),
-            (_, true) => None,
+        let error = match (nodes, whole, unseen) {
+            (0, ..) => Some("no node that is up has files of it that can be looked at".to_owned()),
+            (_, false, _) => Some("not all of it is what it should be".to_owned()),
+            (_, true, 0) => None,
+            (nodes, true, unseen) => Some(format!("{unseen} of {nodes} nodes that have it were not looked at")),
         };
         match error {
             None => wire::WorkLine { status: "success".to_owned(), ..wire::WorkLine::default() },
             Some(error) => wire::WorkLine {
                 error: Some(error),
-                hint: (!repair)
+                hint: (!repair && !whole)
                     .then(|| "`omx models verify --repair` fetches what is damaged from other nodes".to_owned()),
                 ..wire::WorkLine::default()
             },
