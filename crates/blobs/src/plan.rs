@@ -4,6 +4,9 @@
 //! soon as somebody else fetches the same, the rarest come first, and those equally rare from a place that differs from
 //! node to node: so that nodes which start together take different chunks from the origin and the rest from each other.
 //!
+//! Whoever has all of it is then asked only for what none of them has, one chunk at a time: what it sends twice it could have
+//! sent once, and the others have lines of their own.
+//!
 //! A link is asked for a few chunks beyond the one it sends. When nothing is left to ask for, what takes too long at one
 //! link is asked of another as well. A peer that was proven to lie is not spoken to again; one that fails or stalls is
 //! tried again after a while.
@@ -119,7 +122,7 @@ pub(crate) enum Action {
 }
 
 /// Peers that are linked at once.
-const PEERS_MAX: usize = 8;
+const PEERS_MAX: usize = 16;
 /// Links to one peer: to the only one, and to one of several. A link keeps about one core busy at either end.
 const LINKS_ALONE_MAX: usize = 4;
 const LINKS_MAX: usize = 2;
@@ -132,6 +135,10 @@ const DEPTH: Duration = Duration::from_millis(250);
 const LATE: Duration = Duration::from_secs(1);
 /// A link whose oldest question is older than this, while others do better, is left.
 const SLOW: Duration = Duration::from_secs(20);
+/// Peers that have a part, from which on whoever has all is spared.
+const SPARED_FROM: usize = 3;
+/// With so few left to ask for nobody is spared any more.
+const SPARED_UNTIL: u32 = 8;
 /// Chunks looked at for the rarest: enough to choose well, few enough to be quick.
 const LOOKED_AT_MAX: usize = 4096;
 const BACK_OFF: Duration = Duration::from_secs(1);
@@ -467,7 +474,12 @@ impl Plan {
             self.links.iter().filter(|(_, state)| state.opened).map(|(link, _)| *link).collect();
         while !hungry.is_empty() {
             hungry.retain(|link| {
-                if self.links[link].is_full() {
+                let state = &self.links[link];
+                let is_full = match self.spares(state.peer) {
+                    true => self.peers[&state.peer].links.iter().any(|link| !self.links[link].asked.is_empty()),
+                    false => state.is_full(),
+                };
+                if is_full {
                     return false;
                 }
                 let Some(chunk) = self.pick(*link).or_else(|| self.pick_late(now, *link)) else { return false };
@@ -505,9 +517,15 @@ impl Plan {
         if self.wanted.count() == 0 {
             return None;
         }
-        let swarm = self.peers.values().any(|peer| matches!(peer.held, Some(Held::Part(_))));
+        let swarm = self.parts() > 0;
         let len = self.wanted.len();
-        let from = if swarm { (self.salt % u64::from(len)) as u32 } else { 0 };
+        let spares = self.spares(self.links[&link].peer);
+        let from = match swarm {
+            // Each time somewhere else: two that read on from where they are meet, and ask the same from then on.
+            true if spares => (scattered(self.salt ^ u64::from(self.here.count())) % u64::from(len)) as u32,
+            true => (self.salt % u64::from(len)) as u32,
+            false => 0,
+        };
         let rarest = |candidates: &mut dyn Iterator<Item = u32>| match swarm {
             true => candidates.take(LOOKED_AT_MAX).min_by_key(|chunk| self.rarity[*chunk as usize]),
             false => candidates.next(),
@@ -518,7 +536,22 @@ impl Plan {
         };
         let behind = held.both_from(&self.wanted, from);
         let before = held.both_from(&self.wanted, 0).take_while(|chunk| *chunk < from);
-        rarest(&mut behind.chain(before))
+        let mut all = behind.chain(before);
+        match spares {
+            true => all.take(LOOKED_AT_MAX).find(|chunk| self.rarity[*chunk as usize] == 0),
+            false => rarest(&mut all),
+        }
+    }
+
+    /// Peers that have a part of it.
+    fn parts(&self) -> usize {
+        self.peers.values().filter(|peer| matches!(peer.held, Some(Held::Part(_)))).count()
+    }
+
+    /// It has all, and enough others have some.
+    fn spares(&self, peer: NodeId) -> bool {
+        let is_whole = self.peers.get(&peer).is_some_and(|peer| matches!(peer.held, Some(Held::Whole)));
+        is_whole && self.wanted.count() > SPARED_UNTIL && self.parts() >= SPARED_FROM
     }
 
     /// What another link was asked for and has not sent, where this one has nothing else to do and is quicker.
@@ -559,5 +592,9 @@ impl State {
 fn mix(salt: u64, peer: &NodeId) -> u64 {
     let key = peer.public_key();
     let word = u64::from_le_bytes(key[..8].try_into().expect("a key has 32 bytes"));
-    (word ^ salt).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31).wrapping_mul(0xbf58_476d_1ce4_e5b9)
+    scattered(word ^ salt)
+}
+
+fn scattered(word: u64) -> u64 {
+    word.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31).wrapping_mul(0xbf58_476d_1ce4_e5b9)
 }

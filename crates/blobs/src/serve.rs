@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -152,7 +153,22 @@ impl Answering {
     async fn send_chunk(&mut self, index: u32, read: Result<Buffer, Unread>) -> io::Result<()> {
         let Ok(bytes) = read else { return self.say(&Answer::NoChunk { index }).await };
         let shared = self.shared.clone();
-        let turn = shared.up.turn().await;
+        if self.has_news() {
+            self.send_news().await?;
+        }
+        // A peer that always has something to wait for would else hear of nothing new.
+        let mut waiting = pin!(shared.up.turn());
+        let mut may_tell = true;
+        let turn = loop {
+            tokio::select! {
+                biased;
+                turn = &mut waiting => break turn,
+                is_left = news(&mut self.about), if may_tell => match is_left {
+                    true => self.send_news().await?,
+                    false => may_tell = false,
+                },
+            }
+        };
         self.write(&frame(&Answer::Chunk { index, length: bytes.len() as u32 })).await?;
         self.write_paced(&bytes).await?;
         self.flush().await?;
@@ -214,6 +230,12 @@ impl Answering {
         self.write_paced(list.to_bytes()).await?;
         self.write_paced(&bytes).await?;
         self.flush().await
+    }
+
+    /// News that are due.
+    fn has_news(&self) -> bool {
+        let About::Part(part) = &self.about else { return false };
+        part.next_news <= Instant::now() && part.changed.has_changed().unwrap_or(false)
     }
 
     async fn send_news(&mut self) -> io::Result<()> {
